@@ -1,0 +1,1 @@
+"""Backends: the adapters that run a model. One protocol, one folder or file each."""

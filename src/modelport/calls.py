@@ -1,0 +1,130 @@
+"""A call: one inference request on its way through the platform, and the answer's pieces on the way back.
+
+These are the only types that every layer from the doors to the backends shares.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+Mode = Literal["live", "test"]
+
+
+class Operation(enum.StrEnum):
+    """What is asked of a model. A model's `kind` says which of these it can do."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+    PREDICT = "predict"
+    CLASSIFY = "classify"
+
+
+class ModelKind(enum.StrEnum):
+    CHAT = "chat"
+    EMBEDDING = "embedding"
+    IMAGE = "image"
+    TABULAR = "tabular"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Ceilings per minute and at one time; `None` is without a ceiling."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_calls: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: what a key or a token leads to. Immutable, so that it can be cached."""
+
+    organization_id: str
+    project_id: str
+    key_id: str
+    mode: Mode
+    scopes: frozenset[str]
+    plan_id: str
+    organization_limits: Limits = Limits()
+    key_limits: Limits = Limits()
+    models: frozenset[str] | None = None
+    operator: bool = False
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+
+@dataclass(slots=True)
+class Call:
+    """One request.
+
+    `fields` holds each top-level member of the body as the bytes the client sent, so that what the platform
+    does not know is forwarded unchanged; `request` is the typed view of what it does know (a chat, completion,
+    embedding or predict request; see `modelport.inference.requests`).
+    """
+
+    id: str
+    caller: Caller
+    endpoint: str
+    operation: Operation
+    model: str
+    request: Any
+    fields: Mapping[str, msgspec.Raw]
+    started_us: int
+    started_s: float
+    deadline_s: float
+    stream: bool = False
+    version: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    traceparent: str | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a call consumed. `input_tokens` includes the cached ones, as OpenAI counts.
+
+    `exact` is false where an upstream reported nothing and the count was taken from the stream.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    images: int = 0
+    exact: bool = True
+
+
+@dataclass(slots=True)
+class Delta:
+    """A piece of an answer. Backends yield them; the door renders them.
+
+    `raw`: language models answer in OpenAI's own dialect as bytes, so that an answer can pass through untouched:
+      either one or more complete server-sent events (`data: {…}\\n\\n`, without the final `[DONE]`), or, when
+      `whole`, the complete JSON body of an answer that was not asked to stream.
+    `value`: models that predict answer with one whole delta holding a plain Python value instead.
+    `usage`: the totals so far, set whenever the backend knows them; the last one seen is what is charged. Every
+      delta of a local engine carries it, so that a hang-up is charged for exactly what was produced.
+    `timed`: true on deltas that carry model output (the first such delta ends the time to first token).
+    """
+
+    raw: bytes = b""
+    whole: bool = False
+    value: Any = None
+    usage: Usage | None = None
+    timed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Which model answered in the end."""
+
+    model: str
+    version: str
+    backend: str
+    upstream_model: str

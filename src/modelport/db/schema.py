@@ -1,0 +1,145 @@
+"""Every table, in one place: what the migrations build and what the stores read.
+
+Times are integers of microseconds since the epoch, UTC; money is integers of nano-dollars; both mean the same on
+SQLite and PostgreSQL. `migrations/` is checked against this file by a test.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+# Names of constraints are fixed so that a migration can drop them by name on both databases.
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Id = sa.String(64)
+_TimeUs = sa.BigInteger
+_Nanos = sa.BigInteger
+
+plans = sa.Table(
+    "plans",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("requests_per_minute", sa.Integer),
+    sa.Column("tokens_per_minute", sa.Integer),
+    sa.Column("concurrent_calls", sa.Integer),
+    # Hundredths of a percent off every price: 1_000 is 10 %.
+    sa.Column("discount_basis_points", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_us", _TimeUs, nullable=False),
+)
+
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("plan_id", _Id, sa.ForeignKey("plans.id"), nullable=False),
+    # A limit set here replaces the plan's for this organization alone.
+    sa.Column("requests_per_minute", sa.Integer),
+    sa.Column("tokens_per_minute", sa.Integer),
+    sa.Column("concurrent_calls", sa.Integer),
+    sa.Column("created_us", _TimeUs, nullable=False),
+)
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("organization_id", _Id, sa.ForeignKey("organizations.id"), nullable=False, index=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("created_us", _TimeUs, nullable=False),
+)
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("email", sa.String(320), nullable=False, unique=True),
+    sa.Column("password_hash", sa.String(200), nullable=False),
+    sa.Column("operator", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_us", _TimeUs, nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("organization_id", _Id, sa.ForeignKey("organizations.id"), nullable=False, index=True),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("prefix", sa.String(16), nullable=False),
+    sa.Column("last4", sa.String(4), nullable=False),
+    # SHA-256 of the whole key, hexadecimal. The key itself is never stored.
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("models", sa.JSON(none_as_null=True)),
+    sa.Column("requests_per_minute", sa.Integer),
+    sa.Column("tokens_per_minute", sa.Integer),
+    sa.Column("concurrent_calls", sa.Integer),
+    sa.Column("allowed_ips", sa.JSON(none_as_null=True)),
+    sa.Column("operator", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("expires_us", _TimeUs),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.Column("last_used_us", _TimeUs),
+    sa.Column("revoked_us", _TimeUs),
+)
+
+prices = sa.Table(
+    "prices",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("model", sa.String(200), nullable=False),
+    # A price holds from this instant until the next row of the same model begins.
+    sa.Column("valid_from_us", _TimeUs, nullable=False),
+    # Nano-dollars per million units.
+    sa.Column("input_nanos_per_mtok", _Nanos, nullable=False, server_default="0"),
+    sa.Column("cached_nanos_per_mtok", _Nanos),
+    sa.Column("output_nanos_per_mtok", _Nanos, nullable=False, server_default="0"),
+    # Nano-dollars each.
+    sa.Column("nanos_per_request", _Nanos, nullable=False, server_default="0"),
+    sa.Column("nanos_per_image", _Nanos, nullable=False, server_default="0"),
+    sa.Column("nanos_per_second", _Nanos, nullable=False, server_default="0"),
+    sa.Column("source", sa.String(40), nullable=False),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.UniqueConstraint("model", "valid_from_us"),
+)
+
+usage_events = sa.Table(
+    "usage_events",
+    metadata,
+    # The answer's x-request-id. As the primary key it is what makes a call counted once.
+    sa.Column("call_id", _Id, primary_key=True),
+    sa.Column("organization_id", _Id, nullable=False),
+    sa.Column("project_id", _Id, nullable=False),
+    sa.Column("key_id", _Id, nullable=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("endpoint", sa.String(80), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("version", sa.String(80), nullable=False, server_default=""),
+    sa.Column("backend", sa.String(40), nullable=False, server_default=""),
+    sa.Column("stream", sa.Boolean, nullable=False),
+    # The HTTP status of the answer; 499 when the client hung up, 500 when the process died in the middle.
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("error_code", sa.String(80)),
+    sa.Column("input_tokens", sa.BigInteger, nullable=False),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("images", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("exact", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("cost_nanos", _Nanos, nullable=False),
+    sa.Column("price_id", _Id),
+    sa.Column("discount_basis_points", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("started_us", _TimeUs, nullable=False),
+    sa.Column("latency_us", sa.BigInteger, nullable=False),
+    sa.Column("first_token_us", sa.BigInteger),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Index("ix_usage_events_organization_id_started_us", "organization_id", "started_us"),
+)

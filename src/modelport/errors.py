@@ -1,0 +1,193 @@
+"""Every way a call can fail, on one screen.
+
+    ModelportError                              status, code, type: what the doors render
+    ├── BadRequest              400  invalid_request_error      the request itself is wrong; never retried
+    │   ├── BodyTooLarge        413  request_too_large
+    │   └── UnsupportedMedia    415  unsupported_media_type
+    ├── Unauthenticated         401  invalid_api_key
+    ├── PermissionDenied        403  permission_denied
+    ├── NotFound                404  not_found
+    │   └── ModelNotFound       404  model_not_found
+    ├── MethodNotAllowed        405  method_not_allowed
+    ├── Conflict                409  conflict
+    ├── Unprocessable           422  unprocessable
+    ├── LimitExceeded           429  rate_limit_exceeded        temporary: retry_after_s says when
+    ├── QuotaExceeded           429  insufficient_quota         permanent until somebody pays
+    ├── CallCancelled           499  call_cancelled             metered only; nobody is left to read it
+    ├── Internal                500  internal_error
+    ├── UpstreamFailed          502  upstream_failed
+    │   └── UpstreamRejected    4xx  upstream_rejected          the upstream's own 4xx, passed on
+    ├── Unavailable             503
+    │   ├── Overloaded          503  overloaded                 a bounded queue is full
+    │   ├── ModelLoading        503  model_loading
+    │   └── StateUnavailable    503  state_unavailable          limits can't be checked, so nothing is let through
+    └── CallTimeout             504  timeout
+
+No HTTP lives here beyond the number: each door has its own table of how to render one. `message` is public and
+never holds the text of a foreign exception; what only the log may see goes into `internal`.
+"""
+
+from __future__ import annotations
+
+
+class ModelportError(Exception):
+    """Base of all. `message` is written for the caller: what is wrong, and what to do about it."""
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+    title = "Internal error"
+    # SDKs retry 408, 409, 429 and every 5xx unless they are told not to; None leaves it to them.
+    should_retry: bool | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        internal: str | None = None,
+    ) -> None:
+        self.message = message or self.title
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.internal = internal
+        super().__init__(self.message)
+
+
+class BadRequest(ModelportError):
+    status, code, type = 400, "invalid_request_error", "invalid_request_error"
+    title = "The request is not valid"
+
+
+class BodyTooLarge(BadRequest):
+    status, code = 413, "request_too_large"
+    title = "The request is too large"
+
+
+class UnsupportedMedia(BadRequest):
+    status, code = 415, "unsupported_media_type"
+    title = "The content type is not supported"
+
+
+class Unauthenticated(ModelportError):
+    status, code, type = 401, "invalid_api_key", "authentication_error"
+    title = "The API key is missing or not valid"
+
+
+class PermissionDenied(ModelportError):
+    status, code, type = 403, "permission_denied", "permission_error"
+    title = "The API key may not do this"
+
+
+class NotFound(ModelportError):
+    status, code, type = 404, "not_found", "invalid_request_error"
+    title = "There is no such thing here"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+    title = "The model does not exist"
+
+
+class MethodNotAllowed(ModelportError):
+    status, code, type = 405, "method_not_allowed", "invalid_request_error"
+    title = "The method is not allowed here"
+
+
+class Conflict(ModelportError):
+    status, code, type = 409, "conflict", "invalid_request_error"
+    title = "The request conflicts with what is stored"
+    should_retry = False
+
+
+class Unprocessable(ModelportError):
+    status, code, type = 422, "unprocessable", "invalid_request_error"
+    title = "The request is well formed but can't be carried out"
+    should_retry = False
+
+
+class LimitExceeded(ModelportError):
+    """A rate or concurrency limit. `type` (`requests`, `tokens` or `concurrency`) says which kind refused.
+
+    `too_large` marks a request that is larger than the whole limit: it can never pass, so it is not to be retried.
+    """
+
+    status, code, type = 429, "rate_limit_exceeded", "requests"
+    title = "A rate limit is reached"
+
+    def __init__(
+        self, message: str, *, kind: str, retry_after_s: float | None, too_large: bool = False
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.type = kind
+        if too_large:
+            self.should_retry = False
+
+
+class QuotaExceeded(ModelportError):
+    status, code, type = 429, "insufficient_quota", "insufficient_quota"
+    title = "The budget is spent"
+    should_retry = False
+
+
+class CallCancelled(ModelportError):
+    status, code, type = 499, "call_cancelled", "cancelled"
+    title = "The client hung up"
+
+
+class Internal(ModelportError):
+    title = "Something went wrong on our side; the request id names it in our logs"
+
+
+class UpstreamFailed(ModelportError):
+    status, code, type = 502, "upstream_failed", "upstream_error"
+    title = "The model's server failed"
+
+
+class UpstreamRejected(UpstreamFailed):
+    """The upstream refused the request itself with a 4xx, which is passed on with its own words."""
+
+    code = "upstream_rejected"
+    title = "The model's server refused the request"
+
+    def __init__(self, message: str, *, status: int, code: str | None, type: str | None, param: str | None) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.code = code or self.code
+        self.type = type or "invalid_request_error"
+
+
+class Unavailable(ModelportError):
+    status, code, type = 503, "unavailable", "server_error"
+    title = "The service is not available for a moment"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = 1.0,
+        internal: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s, internal=internal)
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+    title = "The model has more to do than it can take on"
+
+
+class ModelLoading(Unavailable):
+    code = "model_loading"
+    title = "The model is still loading"
+
+
+class StateUnavailable(Unavailable):
+    code = "state_unavailable"
+    title = "Limits can't be checked for a moment, so nothing is let through"
+
+
+class CallTimeout(ModelportError):
+    status, code, type = 504, "timeout", "timeout"
+    title = "The call took longer than it may"

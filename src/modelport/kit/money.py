@@ -1,0 +1,45 @@
+"""Money as integers of nano-dollars (10^-9 USD). The only place that rounds.
+
+A price is nano-dollars per **million** units, so that $0.0375 per million tokens is the integer 37_500_000.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+
+NANOS_PER_USD = 1_000_000_000
+_MILLION = 1_000_000
+
+
+def parse_usd(text: str | int | Decimal) -> int:
+    """Nano-dollars of a decimal amount of dollars, such as `"0.15"`.
+
+    Raises: ValueError when it is no finite decimal, or finer than a nano-dollar (nothing is rounded silently).
+    """
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is no decimal amount of dollars, such as 0.15") from None
+    if not amount.is_finite():
+        raise ValueError(f"{text!r} is not a finite amount")
+    nanos = amount * NANOS_PER_USD
+    if nanos != nanos.to_integral_value():
+        raise ValueError(f"{text!r} is finer than a nano-dollar (9 decimals)")
+    return int(nanos)
+
+
+def format_usd(nanos: int) -> str:
+    """Dollars as a decimal string without an exponent; at least two decimals, at most nine."""
+    sign = "-" if nanos < 0 else ""
+    whole, fraction = divmod(abs(nanos), NANOS_PER_USD)
+    digits = f"{fraction:09d}".rstrip("0")
+    return f"{sign}{whole}.{digits:0<2}"
+
+
+def per_million(units_times_price: int) -> int:
+    """Nano-dollars of a sum of `units * nanos_per_million_units`, rounded half to even, once."""
+    quotient, rest = divmod(units_times_price, _MILLION)
+    doubled = rest * 2
+    if doubled > _MILLION or (doubled == _MILLION and quotient % 2):
+        return quotient + 1
+    return quotient

@@ -1,0 +1,251 @@
+"""All settings: one frozen tree, nested by feature, units in the names, defaults that run on a bare laptop.
+
+Read once, in `main.py`, from the TOML file, then `MODELPORT_…` in the environment (nested with `__`), then flags;
+passed on as values. `docs/settings.md` is generated from this file.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from modelport.kit.money import parse_usd
+
+ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,198}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(_Group):
+    """The HTTP server."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free port and prints it.")
+    workers: int = Field(1, ge=1, le=256, description="Gateway processes on this machine.")
+    max_body_bytes: int = Field(20_000_000, ge=1024, description="A larger body is refused with 413 while it arrives.")
+    max_json_depth: int = Field(64, ge=4, le=500, description="JSON nested deeper is refused with 400.")
+    body_timeout_s: float = Field(30.0, gt=0, description="A body must have arrived by then, or 408.")
+    call_timeout_s: float = Field(600.0, gt=0, description="The deadline of a call that sets none of its own.")
+    keep_alive_s: float = Field(75.0, gt=0, description="How long an idle connection is kept.")
+    stream_keep_alive_s: float = Field(15.0, gt=0, description="A comment is sent after this much silence in a stream.")
+    drain_s: float = Field(30.0, ge=0, description="How long SIGTERM waits for calls in flight.")
+    max_connections: int = Field(4096, ge=1, description="Open connections per worker; more are answered 503.")
+    gzip_min_bytes: int = Field(1400, ge=0, description="Answers from this size on are compressed where accepted.")
+    public_url: str = Field("", description="The address customers use, in links and documents; guessed when empty.")
+    cors_origins: list[str] = Field(default=["*"], description="Origins that browsers may call from.")
+
+
+class DatabaseSettings(_Group):
+    """Where durable records live."""
+
+    url: str = Field("", description="postgresql://… or sqlite:///PATH; empty: modelport.db in the data directory.")
+    pool_size: int = Field(5, ge=1, description="PostgreSQL connections per worker.")
+
+
+class StateSettings(_Group):
+    """Short-lived state that processes share."""
+
+    url: str = Field(
+        "auto",
+        description="auto (memory for one worker, a SQLite file for several), memory, sqlite, redis://… or rediss://…",
+    )
+    namespace: str = Field("modelport", description="Prefix of every Redis key.")
+
+
+class AccessSettings(_Group):
+    """API keys."""
+
+    cache_keys: int = Field(100_000, ge=1, description="Keys held in each worker's cache.")
+    cache_ttl_s: float = Field(300.0, gt=0, description="A cached key is read again after this, whatever was pushed.")
+    touch_interval_s: float = Field(5.0, gt=0, description="How often 'last used' is written.")
+
+
+class MeteringSettings(_Group):
+    """Journal and usage."""
+
+    commit_interval_s: float = Field(0.2, gt=0, description="How often the journal is committed into the database.")
+    commit_batch: int = Field(500, ge=1, description="Usage events in one transaction.")
+    segment_bytes: int = Field(16_000_000, ge=4096, description="Size at which a journal file is closed.")
+    fsync: Literal["never", "interval", "always"] = Field(
+        "interval", description="A killed process loses nothing either way; this is about power loss."
+    )
+
+
+class LogSettings(_Group):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console", "auto"] = Field("auto", description="auto: console on a terminal, else JSON.")
+    access: bool = Field(True, description="One line per call.")
+    prompts: bool = Field(False, description="Log what users send and models answer. Off unless you must.")
+
+
+class EgressSettings(_Group):
+    """Which addresses the platform itself may connect to on a customer's behalf."""
+
+    allowed_networks: list[str] = Field(default=[], description="CIDR blocks allowed although private.")
+
+
+class PriceSettings(_Group):
+    """What a model costs, in dollars as decimal strings."""
+
+    input_usd_per_mtok: str = "0"
+    cached_usd_per_mtok: str | None = Field(None, description="Cached input tokens; empty: as other input.")
+    output_usd_per_mtok: str = "0"
+    usd_per_request: str = "0"
+    usd_per_image: str = "0"
+    usd_per_second: str = "0"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_money(cls, value: object) -> object:
+        if value is None:
+            return None
+        text = str(value)
+        if isinstance(value, int | float | str | Decimal) and parse_usd(text) < 0:
+            raise ValueError("a price is not negative")
+        return text
+
+
+class UpstreamSettings(_Group):
+    """A server that answers for us."""
+
+    name: Name
+    kind: Literal["openai"] = "openai"
+    base_url: str = Field(description="Up to and including /v1.")
+    api_key_env: str = Field("", description="The environment variable that holds its key.")
+    headers: dict[str, str] = Field(default={}, description="Sent with every call.")
+    connect_timeout_s: float = Field(5.0, gt=0)
+    first_token_timeout_s: float = Field(120.0, gt=0)
+    between_tokens_timeout_s: float = Field(60.0, gt=0)
+    max_connections: int = Field(256, ge=1, description="Per worker; calls beyond wait, then get 503.")
+    max_answer_bytes: int = Field(64_000_000, ge=1024, description="A larger answer is cut off with 502.")
+
+
+class TargetSettings(_Group):
+    """One upstream that can answer for a model."""
+
+    upstream: Name
+    model: str = Field("", description="The upstream's name for it; empty: the same.")
+    weight: int = Field(1, ge=0)
+
+
+class VersionSettings(_Group):
+    """One immutable version of a local model."""
+
+    version: Name = "1"
+    source: str = Field(
+        description="A path, package:MODULE/FILE, prepared:FILE (made at set-up), hf:OWNER/REPO/FILE or https://…"
+    )
+    sha256: str | None = Field(None, description="Checked before the file is loaded.")
+    options: dict[str, Any] = Field(default={}, description="The backend's own; see its guide.")
+
+
+class ModelSettings(_Group):
+    """One public model: local (`backend` and `source` or `versions`) or upstream (`targets`)."""
+
+    id: ModelId
+    kind: Literal["chat", "embedding", "image", "tabular"] = "chat"
+    backend: Literal["llamacpp", "onnx", "sandbox"] | None = None
+    source: str | None = Field(None, description="Short for one version called 1.")
+    sha256: str | None = None
+    options: dict[str, Any] = Field(default={}, description="The backend's own; see its guide.")
+    versions: list[VersionSettings] = []
+    aliases: dict[str, str] = Field(default={}, description="Moving names; `latest` and `stable`: the last version.")
+    targets: list[TargetSettings] = []
+    fallbacks: list[ModelId] = Field(default=[], description="Models that answer when this one can't.")
+    prices: PriceSettings | None = Field(None, description="Empty: the built-in price list, else free.")
+    description: str = ""
+    context_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(
+        None, ge=1, description="Reserved for (and, on local engines, the bound of) a call that sets no max_tokens."
+    )
+
+    @model_validator(mode="after")
+    def _one_home(self) -> ModelSettings:
+        if self.backend is None and not self.targets:
+            raise ValueError(f"model {self.id!r} needs a backend (a local model) or targets (upstreams)")
+        if self.backend is not None and self.targets:
+            raise ValueError(f"model {self.id!r} has both a backend and targets: choose one")
+        if self.backend in ("llamacpp", "onnx") and not (self.source or self.versions):
+            raise ValueError(f"model {self.id!r} needs a source (a file) or versions")
+        if self.source and self.versions:
+            raise ValueError(f"model {self.id!r} has both a source and versions: choose one")
+        return self
+
+    def all_versions(self) -> list[VersionSettings]:
+        """The versions, oldest first; a bare `source` is version 1."""
+        if self.versions:
+            return self.versions
+        source = self.source or f"{self.backend or 'upstream'}:{self.id}"
+        return [VersionSettings(version="1", source=source, sha256=self.sha256, options=self.options)]
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MODELPORT_", env_nested_delimiter="__", frozen=True, extra="forbid", nested_model_default_partial_update=True
+    )
+
+    data_dir: Path = Field(Path(".modelport"), description="Everything that is written lies here.")
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    state: StateSettings = StateSettings()
+    access: AccessSettings = AccessSettings()
+    metering: MeteringSettings = MeteringSettings()
+    log: LogSettings = LogSettings()
+    egress: EgressSettings = EgressSettings()
+    default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")
+    upstreams: list[UpstreamSettings] = []
+    models: list[ModelSettings] = []
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Settings:
+        upstreams = [row.name for row in self.upstreams]
+        for name in {name for name in upstreams if upstreams.count(name) > 1}:
+            raise ValueError(f"two upstreams are called {name!r}")
+        ids = [row.id for row in self.models]
+        for id_ in {id_ for id_ in ids if ids.count(id_) > 1}:
+            raise ValueError(f"two models are called {id_!r}")
+        for model in self.models:
+            for target in model.targets:
+                if target.upstream not in upstreams:
+                    raise ValueError(f"model {model.id!r} names upstream {target.upstream!r}, which is not configured")
+        return self
+
+
+def load(config_file: Path | None = None, **flags: Any) -> Settings:
+    """The settings of this start: file, then environment, then flags (nested dictionaries).
+
+    Raises: pydantic.ValidationError that names each wrong setting; FileNotFoundError for a missing file.
+    """
+    if config_file is not None and not config_file.is_file():
+        raise FileNotFoundError(f"there is no configuration file {config_file}")
+
+    class _Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file = TomlConfigSettingsSource(settings_cls, toml_file=config_file)
+            return (init_settings, env_settings, file)
+
+    return Settings.model_validate(_Loaded(**flags), from_attributes=True)

@@ -1,0 +1,1 @@
+"""Short-lived state that processes share: limits, holds, small values, messages."""
