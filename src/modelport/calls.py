@@ -22,7 +22,6 @@ class Operation(enum.StrEnum):
     COMPLETION = "completion"
     EMBEDDING = "embedding"
     PREDICT = "predict"
-    CLASSIFY = "classify"
 
 
 class ModelKind(enum.StrEnum):
@@ -55,6 +54,7 @@ class Caller:
     key_limits: Limits = Limits()
     models: frozenset[str] | None = None
     operator: bool = False
+    discount_basis_points: int = 0
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -66,7 +66,7 @@ class Call:
 
     `fields` holds each top-level member of the body as the bytes the client sent, so that what the platform
     does not know is forwarded unchanged; `request` is the typed view of what it does know (a chat, completion,
-    embedding or predict request; see `modelport.inference.requests`).
+    embedding or predict request; see `modelport.requests`).
     """
 
     id: str

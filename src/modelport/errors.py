@@ -116,11 +116,11 @@ class LimitExceeded(ModelportError):
     status, code, type = 429, "rate_limit_exceeded", "requests"
     title = "A rate limit is reached"
 
-    def __init__(
-        self, message: str, *, kind: str, retry_after_s: float | None, too_large: bool = False
-    ) -> None:
+    def __init__(self, message: str, *, kind: str, retry_after_s: float | None, too_large: bool = False) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.type = kind
+        # The buckets as they stood (`modelport.state.protocol.Level`), for the headers of the answer.
+        self.levels: list[object] = []
         if too_large:
             self.should_retry = False
 

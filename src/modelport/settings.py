@@ -83,6 +83,15 @@ class MeteringSettings(_Group):
     )
 
 
+class LimitsSettings(_Group):
+    """Limits that no plan sets."""
+
+    management_per_minute: int = Field(600, ge=1, description="Calls per key to the management API.")
+    default_output_tokens: int = Field(
+        4096, ge=1, description="Reserved for a call without max_tokens to a model without max_output_tokens."
+    )
+
+
 class LogSettings(_Group):
     """What is written to standard error."""
 
@@ -197,7 +206,11 @@ class Settings(BaseSettings):
     """The whole tree."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MODELPORT_", env_nested_delimiter="__", frozen=True, extra="forbid", nested_model_default_partial_update=True
+        env_prefix="MODELPORT_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
     )
 
     data_dir: Path = Field(Path(".modelport"), description="Everything that is written lies here.")
@@ -206,6 +219,7 @@ class Settings(BaseSettings):
     state: StateSettings = StateSettings()
     access: AccessSettings = AccessSettings()
     metering: MeteringSettings = MeteringSettings()
+    limits: LimitsSettings = LimitsSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")
