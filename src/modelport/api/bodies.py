@@ -1,0 +1,95 @@
+"""Request bodies: read within bounds, decoded once, refused with the member that is wrong."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from modelport.errors import BadRequest
+
+_T = TypeVar("_T")
+_STRING = re.compile(rb'"[^"]*"')
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_AT = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING = re.compile(r"missing required field `(.*?)`")
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+
+MAX_METADATA_MEMBERS = 16
+MAX_METADATA_NAME = 64
+MAX_METADATA_VALUE = 512
+
+
+def check_depth(body: bytes, *, most: int) -> None:
+    """Raises: BadRequest for JSON nested deeper than `most`.
+
+    All of it runs inside bytes operations: strings are dropped, every bracket becomes a square one, and each pass
+    removes the innermost pairs, so that the number of passes is the depth.
+    """
+    if body.count(b"[") + body.count(b"{") <= most:
+        return
+    bare = _STRING.sub(b"", body.replace(b"\\\\", b"").replace(b'\\"', b""))
+    brackets = bare.translate(_BRACKETS, _NOT_BRACKETS)
+    for _ in range(most):
+        peeled = brackets.replace(b"[]", b"")
+        if len(peeled) == len(brackets):
+            return
+        brackets = peeled
+    if brackets:
+        raise BadRequest(f"The JSON is nested deeper than {most} levels.")
+
+
+def decode(body: bytes, type_: type[_T], *, max_depth: int) -> tuple[_T, dict[str, msgspec.Raw]]:
+    """The typed view of a JSON body, and each of its top-level members as the bytes that were sent.
+
+    Raises: BadRequest that names the member.
+    """
+    check_depth(body, most=max_depth)
+    decoder = _decoders.get(type_)
+    if decoder is None:
+        decoder = _decoders[type_] = msgspec.json.Decoder(type_)
+    try:
+        return decoder.decode(body), _fields.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        what = "it is empty" if not body.strip() else str(error).removeprefix("JSON is malformed: ")
+        raise BadRequest(f"The body is not valid JSON: {what}.") from None
+
+
+def _invalid(message: str) -> BadRequest:
+    at = _AT.search(message)
+    missing = _MISSING.search(message)
+    path = at.group(1) if at else ""
+    if missing:
+        path = f"{path}.{missing.group(1)}" if path else missing.group(1)
+    return BadRequest(f"{_AT.sub('', message)}{f' (at {path})' if path else ''}.", param=path or None)
+
+
+def metadata_tags(metadata: dict[str, Any] | None) -> dict[str, str]:
+    """The call's tags for cost attribution. Raises: BadRequest when they are too many, too long, or no scalars."""
+    if not metadata:
+        return {}
+    if len(metadata) > MAX_METADATA_MEMBERS:
+        raise BadRequest(f"metadata has more than {MAX_METADATA_MEMBERS} members.", param="metadata")
+    tags: dict[str, str] = {}
+    for name, value in metadata.items():
+        text = value if isinstance(value, str) else _scalar(name, value)
+        if len(name) > MAX_METADATA_NAME or len(text) > MAX_METADATA_VALUE:
+            raise BadRequest(
+                f"metadata names have at most {MAX_METADATA_NAME} characters, values {MAX_METADATA_VALUE}.",
+                param=f"metadata.{name[:MAX_METADATA_NAME]}",
+            )
+        tags[name] = text
+    return tags
+
+
+def _scalar(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    raise BadRequest("metadata values are strings, numbers or booleans.", param=f"metadata.{name[:MAX_METADATA_NAME]}")

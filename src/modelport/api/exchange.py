@@ -1,0 +1,212 @@
+"""One request and its answer on the hot routes: headers looked up once, one way to answer, nothing else in between."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import Any
+
+from modelport.api.hangup import Watch
+from modelport.api.limit_headers import Style, limit_headers
+from modelport.api.platform import Platform
+from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, CallTimeout, Unauthenticated, UnsupportedMedia
+from modelport.inference.interrupt import Interrupt
+from modelport.observe.tracing import Trace
+from modelport.state.protocol import Level
+
+Headers = list[tuple[bytes, bytes]]
+_JSON = (b"content-type", b"application/json")
+# Above this size, compressing takes long enough to be felt by other calls on the event loop.
+_GZIP_IN_THREAD_BYTES = 64_000
+
+
+class Exchange:
+    """Concurrency: used by the one task that serves the request."""
+
+    __slots__ = (
+        "_headers",
+        "_receive",
+        "_send",
+        "_watch",
+        "extra",
+        "interrupt",
+        "levels",
+        "path",
+        "platform",
+        "request_id",
+        "scope",
+        "started",
+        "started_s",
+        "started_us",
+        "status",
+        "style",
+        "trace",
+    )
+
+    def __init__(self, scope: Any, receive: Any, send: Any, *, platform: Platform, request_id: str) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self.platform = platform
+        self.request_id = request_id
+        self.path: str = scope["path"]
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.started_s = platform.clock.monotonic_s()
+        self.started_us = platform.clock.now_us()
+        self.trace = Trace.from_headers(self._headers.get(b"traceparent"), self._headers.get(b"tracestate"))
+        self.started = False
+        self.status = 0
+        self.style: Style = "x"
+        self.levels: list[Level] = []
+        self.extra: Headers = []
+        self.interrupt: Interrupt | None = None
+        self._watch: Watch | None = None
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a request header (its name in lower case); the last one where it is repeated."""
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def address(self) -> str:
+        client = self.scope.get("client")
+        return client[0] if client else ""
+
+    def secret(self) -> str:
+        """The API key that the client sent. Raises: Unauthenticated when there is none."""
+        return read_secret(self.header(b"authorization"), self.header(b"x-api-key"))
+
+    def require_json(self) -> None:
+        """Raises: UnsupportedMedia unless the body is declared as JSON (or not at all)."""
+        declared = self._headers.get(b"content-type")
+        if declared is not None and b"json" not in declared.lower():
+            raise UnsupportedMedia("Send the body as JSON, with the header 'content-type: application/json'.")
+
+    async def body(self) -> bytes:
+        """The whole body. Raises: BodyTooLarge as soon as it is known, BadRequest when it does not arrive."""
+        limits = self.platform.settings.server
+        declared = self._headers.get(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limits.max_body_bytes:
+            raise self._too_large(limits.max_body_bytes)
+        try:
+            async with asyncio.timeout(limits.body_timeout_s):
+                return await self._read(limits.max_body_bytes)
+        except TimeoutError:
+            error = BadRequest(f"The body did not arrive within {limits.body_timeout_s:g} s.")
+            error.status = 408
+            raise error from None
+
+    async def _read(self, most: int) -> bytes:
+        message = await self._receive()
+        if not message.get("more_body") and message["type"] == "http.request":
+            body: bytes = message["body"]
+            if len(body) > most:
+                raise self._too_large(most)
+            return body
+        pieces = bytearray()
+        while message["type"] == "http.request":
+            pieces += message.get("body", b"")
+            if len(pieces) > most:
+                raise self._too_large(most)
+            if not message.get("more_body"):
+                return bytes(pieces)
+            message = await self._receive()
+        raise CallCancelled()
+
+    def _too_large(self, most: int) -> BodyTooLarge:
+        return BodyTooLarge(f"The body is larger than {most:,} bytes.")
+
+    def receive_once(self, body: bytes) -> Any:
+        """An ASGI receive that hands out `body`, for a parser that wants to read the request itself."""
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return receive
+
+    def guard(self, interrupt: Interrupt, *, timeout_s: float) -> None:
+        """Stop the call when the client hangs up or `timeout_s` has passed. Ended by `close`."""
+        self.interrupt = interrupt
+        interrupt.fire_in(timeout_s, CallTimeout(f"The call took longer than {timeout_s:g} s."))
+        self._watch = Watch(self._receive, lambda: interrupt.fire(CallCancelled()))
+
+    def close(self) -> None:
+        """The request is over: nobody is watched any more, nothing is left to stop."""
+        if self.interrupt is not None:
+            self.interrupt.disarm()
+        if self._watch is not None:
+            self._watch.close()
+
+    async def respond(
+        self, status: int, body: bytes, *, headers: Headers | None = None, content_type: tuple[bytes, bytes] = _JSON
+    ) -> None:
+        """The whole answer at once."""
+        fields = [content_type, *self._common(headers)]
+        smallest = self.platform.settings.server.gzip_min_bytes
+        if len(body) >= smallest and b"gzip" in self._headers.get(b"accept-encoding", b""):
+            body = await _compress(body)
+            fields.append((b"content-encoding", b"gzip"))
+            fields.append((b"vary", b"accept-encoding"))
+        fields.append((b"content-length", b"%d" % len(body)))
+        self.started, self.status = True, status
+        await self._send({"type": "http.response.start", "status": status, "headers": fields})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start_stream(self, headers: Headers) -> None:
+        """Status and headers of a stream of server-sent events."""
+        fields = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *self._common(headers),
+        ]
+        self.started, self.status = True, 200
+        await self._send({"type": "http.response.start", "status": 200, "headers": fields})
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the stream; waits while the client is slow."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self, data: bytes) -> None:
+        """The last piece of the stream."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def elapsed_s(self) -> float:
+        return self.platform.clock.monotonic_s() - self.started_s
+
+    def _common(self, headers: Headers | None) -> Headers:
+        fields: Headers = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"traceparent", self.trace.header()),
+            *self.extra,
+        ]
+        if headers:
+            fields += headers
+        if self.levels:
+            fields += limit_headers(self.levels, style=self.style, now_us=self.started_us)
+        return fields
+
+
+def read_secret(authorization: str | None, api_key: str | None) -> str:
+    """The key out of `Authorization: Bearer` or `X-API-Key`.
+
+    Raises: Unauthenticated when there is none, or two that differ.
+    """
+    bearer: str | None = None
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthenticated("The Authorization header must be 'Bearer ' followed by an API key.")
+        bearer = token.strip()
+    if bearer is not None and api_key is not None and bearer != api_key:
+        raise Unauthenticated("Authorization and X-API-Key carry two different keys; send one.")
+    secret = bearer or api_key
+    if not secret:
+        raise Unauthenticated("No API key was sent; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
+    return secret
+
+
+async def _compress(body: bytes) -> bytes:
+    if len(body) < _GZIP_IN_THREAD_BYTES:
+        return gzip.compress(body, compresslevel=1, mtime=0)
+    return await asyncio.to_thread(gzip.compress, body, 1, mtime=0)

@@ -1,0 +1,152 @@
+"""Chat completions, completions and embeddings: OpenAI's format over any backend, streamed or not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from modelport.api.bodies import decode, metadata_tags
+from modelport.api.exchange import Exchange, Headers
+from modelport.api.problems import stream_event
+from modelport.calls import Call, Caller, Delta, Operation
+from modelport.dialect import DONE, fold
+from modelport.errors import ModelportError, UpstreamFailed
+from modelport.inference.corridor import SCOPE, Run
+from modelport.kit.money import format_usd
+from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+async def chat_completions(exchange: Exchange) -> None:
+    await _generate(exchange, Operation.CHAT, ChatRequest)
+
+
+async def completions(exchange: Exchange) -> None:
+    await _generate(exchange, Operation.COMPLETION, CompletionRequest)
+
+
+async def embeddings(exchange: Exchange) -> None:
+    await _generate(exchange, Operation.EMBEDDING, EmbeddingRequest)
+
+
+async def _generate(exchange: Exchange, operation: Operation, type_: type[Any]) -> None:
+    """Authenticate, parse, run, answer. The key is checked before the body is read."""
+    exchange.style = "openai"
+    platform = exchange.platform
+    secret = exchange.secret()
+    caller = await platform.admission.authenticate(secret, address=exchange.address, scope=SCOPE)
+    exchange.require_json()
+    body = await exchange.body()
+    request, fields = decode(body, type_, max_depth=platform.settings.server.max_json_depth)
+    call = new_call(exchange, caller, operation=operation, request=request, fields=fields)
+    run = await platform.corridor.admit(call, secret)
+    exchange.levels = run.reservation.levels
+    exchange.guard(run.interrupt, timeout_s=platform.settings.server.call_timeout_s)
+    await (stream(exchange, run) if call.stream else answer(exchange, run))
+
+
+def new_call(exchange: Exchange, caller: Caller, *, operation: Operation, request: Any, fields: Any) -> Call:
+    """The call of a request whose body was parsed. Raises: BadRequest for bad metadata."""
+    return Call(
+        id=exchange.request_id,
+        caller=caller,
+        endpoint=exchange.path,
+        operation=operation,
+        model=request.model,
+        request=request,
+        fields=fields,
+        started_us=exchange.started_us,
+        started_s=exchange.started_s,
+        deadline_s=exchange.started_s + exchange.platform.settings.server.call_timeout_s,
+        stream=bool(getattr(request, "stream", False)),
+        version=getattr(request, "model_version", None),
+        metadata=metadata_tags(request.metadata),
+        traceparent=exchange.trace.header().decode(),
+    )
+
+
+async def answer(exchange: Exchange, run: Run) -> None:
+    """Collect the stream into one JSON body."""
+    body = b""
+    pieces: list[bytes] = []
+    async for delta in run.deltas():
+        if delta.whole:
+            body = delta.raw
+        else:
+            pieces.append(delta.raw)
+    if not body:
+        body = fold(pieces, run.usage)
+    await exchange.respond(200, body, headers=[*served_headers(exchange, run), *cost_headers(exchange, run)])
+
+
+async def stream(exchange: Exchange, run: Run) -> None:
+    """Pass the answer on as it comes. An error before the first delta is an ordinary error answer."""
+    deltas = run.deltas()
+    try:
+        first = await anext(deltas, None)
+        if first is None:
+            raise UpstreamFailed("The model ended without an answer.")
+        await exchange.start_stream(served_headers(exchange, run))
+        await exchange.send(first.raw)
+        await _pass_on(exchange, deltas)
+        last = DONE
+    except ModelportError as error:
+        if not exchange.started:
+            raise
+        last = stream_event(error)
+    finally:
+        await deltas.aclose()
+    await exchange.finish(last)
+
+
+async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta]) -> None:
+    """Send each delta; in long silences send comments, so that proxies in between keep the connection open."""
+    silence = Silence(exchange)
+    try:
+        async for delta in deltas:
+            if delta.raw:
+                silence.broken = True
+                await exchange.send(delta.raw)
+    finally:
+        silence.close()
+
+
+class Silence:
+    """Sends a comment whenever nothing was sent for a whole interval. One timer, never re-armed per chunk."""
+
+    __slots__ = ("_exchange", "_interval_s", "_sending", "_timer", "broken")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._interval_s = exchange.platform.settings.server.stream_keep_alive_s / 2
+        self.broken = True
+        self._sending: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
+
+    def _tick(self) -> None:
+        if not self.broken and (self._sending is None or self._sending.done()):
+            self._sending = asyncio.create_task(self._exchange.send(KEEP_ALIVE))
+        self.broken = False
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
+
+
+def served_headers(exchange: Exchange, run: Run) -> Headers:
+    """What answered, and how long it took until now."""
+    served = run.plan.served
+    return [
+        (b"x-model-requested", run.call.model.encode("latin-1", "replace")),
+        (b"x-model-served", served.model.encode()),
+        (b"x-model-version", served.version.encode()),
+        (b"openai-processing-ms", b"%d" % round(exchange.elapsed_s() * 1000)),
+    ]
+
+
+def cost_headers(exchange: Exchange, run: Run) -> Headers:
+    return [(b"x-cost-usd", format_usd(run.cost_nanos).encode())]

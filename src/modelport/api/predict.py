@@ -1,0 +1,142 @@
+"""Predictions: any model that answers at once, by JSON or, for images, as an uploaded file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from modelport.api.bodies import decode
+from modelport.api.exchange import Exchange
+from modelport.api.generate import cost_headers, new_call, served_headers
+from modelport.calls import Caller, ModelKind, Operation
+from modelport.errors import BadRequest, ModelNotFound, UnsupportedMedia
+from modelport.inference.corridor import SCOPE, Run
+from modelport.requests import ModelName, PredictRequest
+
+MAX_UPLOADS = 16
+_encode = msgspec.json.Encoder().encode
+
+
+class ClassifyRequest(msgspec.Struct, kw_only=True):
+    """An image as base64 or as a data URL."""
+
+    image: Annotated[str, msgspec.Meta(min_length=1)]
+    model: ModelName | None = None
+    model_version: Annotated[str, msgspec.Meta(max_length=80)] = "latest"
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+async def predict(exchange: Exchange) -> None:
+    """`POST /v1/predict`."""
+    secret, caller = await _authenticate(exchange)
+    exchange.require_json()
+    body = await exchange.body()
+    request, fields = decode(body, PredictRequest, max_depth=exchange.platform.settings.server.max_json_depth)
+    if request.model is msgspec.UNSET:
+        request.model = _default_model(exchange, None)
+    run, value = await _run(exchange, caller, secret, request=request, fields=fields)
+    await _respond(exchange, run, {"predictions": value, "prediction_id": f"pred_{exchange.request_id[4:]}"})
+
+
+async def classify(exchange: Exchange) -> None:
+    """`POST /v1/images/classify`: JSON, a multipart form, or the image itself as the body."""
+    secret, caller = await _authenticate(exchange)
+    request = await _image_request(exchange)
+    if request.model is msgspec.UNSET:
+        request.model = _default_model(exchange, ModelKind.IMAGE)
+    model, _ = exchange.platform.catalog.get(request.model)
+    if model.kind is not ModelKind.IMAGE and model.settings.backend != "sandbox":
+        raise BadRequest(f"The model {model.id!r} does not classify images.", param="model")
+    run, value = await _run(exchange, caller, secret, request=request, fields={})
+    await _respond(exchange, run, {"predictions": value[0]})
+
+
+async def _authenticate(exchange: Exchange) -> tuple[str, Caller]:
+    secret = exchange.secret()
+    admission = exchange.platform.admission
+    return secret, await admission.authenticate(secret, address=exchange.address, scope=SCOPE)
+
+
+async def _run(
+    exchange: Exchange, caller: Caller, secret: str, *, request: PredictRequest, fields: Any
+) -> tuple[Run, list[Any]]:
+    call = new_call(exchange, caller, operation=Operation.PREDICT, request=request, fields=fields)
+    run = await exchange.platform.corridor.admit(call, secret)
+    exchange.levels = run.reservation.levels
+    exchange.guard(run.interrupt, timeout_s=exchange.platform.settings.server.call_timeout_s)
+    value: list[Any] = []
+    async for delta in run.deltas():
+        value = delta.value
+    return run, value
+
+
+async def _respond(exchange: Exchange, run: Run, body: dict[str, Any]) -> None:
+    served = run.plan.served
+    body |= {
+        "model": served.model,
+        "model_version": served.version,
+        "request_id": exchange.request_id,
+        "latency_ms": round(exchange.elapsed_s() * 1000, 3),
+    }
+    headers = [*served_headers(exchange, run), *cost_headers(exchange, run)]
+    await exchange.respond(200, _encode(body), headers=headers)
+
+
+def _default_model(exchange: Exchange, kind: ModelKind | None) -> str:
+    """The first configured model that predicts (of this kind), for requests that name none."""
+    kinds = (kind,) if kind is not None else (ModelKind.IMAGE, ModelKind.TABULAR)
+    for model in exchange.platform.catalog.models.values():
+        if model.kind in kinds:
+            return model.id
+    raise ModelNotFound("No model of this kind is configured; name one in 'model'.", param="model")
+
+
+async def _image_request(exchange: Exchange) -> PredictRequest:
+    declared = (exchange.header(b"content-type") or "application/json").lower()
+    if declared.startswith("multipart/form-data"):
+        return await _from_form(exchange)
+    if declared.startswith("image/"):
+        return PredictRequest(inputs=[await exchange.body()])
+    if "json" not in declared:
+        raise UnsupportedMedia("Send JSON with a base64 'image', a multipart form with a file 'image', or image/*.")
+    body = await exchange.body()
+    parsed, _ = decode(body, ClassifyRequest, max_depth=exchange.platform.settings.server.max_json_depth)
+    return PredictRequest(
+        inputs=[parsed.image],
+        model=parsed.model or msgspec.UNSET,
+        model_version=parsed.model_version,
+        options={} if parsed.top_k is None else {"top_k": parsed.top_k},
+        metadata=parsed.metadata,
+    )
+
+
+async def _from_form(exchange: Exchange) -> PredictRequest:
+    body = await exchange.body()
+    request = Request(exchange.scope, exchange.receive_once(body))
+    try:
+        async with request.form(max_files=MAX_UPLOADS, max_fields=MAX_UPLOADS) as form:
+            upload = form.get("image") or form.get("file")
+            if not isinstance(upload, UploadFile):
+                raise BadRequest("The form has no file called 'image'.", param="image")
+            model, version = form.get("model"), form.get("model_version")
+            return PredictRequest(
+                inputs=[await upload.read()],
+                model=model if isinstance(model, str) and model else msgspec.UNSET,
+                model_version=version if isinstance(version, str) and version else "latest",
+                options=_top_k(form.get("top_k")),
+            )
+    except HTTPException as error:
+        raise BadRequest(f"The multipart form can't be read: {error.detail}.") from None
+
+
+def _top_k(text: object) -> dict[str, Any]:
+    if text is None:
+        return {}
+    if not isinstance(text, str) or not text.isdigit():
+        raise BadRequest("top_k is a whole number.", param="top_k")
+    return {"top_k": int(text)}

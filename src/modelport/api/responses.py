@@ -1,0 +1,72 @@
+"""The error answers of the OpenAPI document, one example each, made from the error tree itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelport import errors as tree
+from modelport.errors import ModelportError
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "Problem",
+    "description": "RFC 9457 problem details, and the same as OpenAI's `error` object.",
+    "required": ["type", "title", "status", "detail", "instance", "request_id", "error"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "description": "The page that explains the code."},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "request_id": {"type": "string"},
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code", "param"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "code": {"type": ["string", "null"]},
+                "param": {"type": ["string", "null"]},
+            },
+        },
+    },
+}
+
+_BY_STATUS: dict[int, type[ModelportError]] = {
+    400: tree.BadRequest,
+    401: tree.Unauthenticated,
+    403: tree.PermissionDenied,
+    404: tree.NotFound,
+    409: tree.Conflict,
+    413: tree.BodyTooLarge,
+    415: tree.UnsupportedMedia,
+    422: tree.Unprocessable,
+    429: tree.LimitExceeded,
+    500: tree.Internal,
+    502: tree.UpstreamFailed,
+    503: tree.Overloaded,
+    504: tree.CallTimeout,
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for these statuses; 500 is always among them."""
+    return {status: error_response(status) for status in sorted({*statuses, 500})}
+
+
+def error_response(status: int) -> dict[str, Any]:
+    """One response object with an example."""
+    kind = _BY_STATUS[status]
+    example = {
+        "type": f"/errors/{kind.code}",
+        "title": kind.title,
+        "status": status,
+        "detail": kind.title,
+        "instance": "/v1/…",
+        "request_id": "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
+        "error": {"message": kind.title, "type": kind.type, "code": kind.code, "param": None},
+    }
+    return {
+        "description": kind.title,
+        "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA, "example": example}},
+    }

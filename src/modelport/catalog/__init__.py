@@ -1,0 +1,1 @@
+"""Models, their versions and aliases, and where their files come from."""

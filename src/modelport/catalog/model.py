@@ -1,0 +1,52 @@
+"""What the platform offers: models, each with versions and the targets that can answer for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from modelport.backends.protocol import Backend
+from modelport.calls import ModelKind, Operation
+from modelport.settings import ModelSettings
+
+OPERATIONS: dict[ModelKind, frozenset[Operation]] = {
+    ModelKind.CHAT: frozenset({Operation.CHAT, Operation.COMPLETION}),
+    ModelKind.EMBEDDING: frozenset({Operation.EMBEDDING}),
+    ModelKind.IMAGE: frozenset({Operation.PREDICT}),
+    ModelKind.TABULAR: frozenset({Operation.PREDICT}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One backend that can answer for a version, and its own name for the model."""
+
+    backend: Backend
+    upstream_model: str
+    upstream: str = ""
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable version of a model. Upstream models have one, called 1."""
+
+    id: str
+    targets: tuple[Target, ...]
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A public model. `aliases` are moving names for versions; every model has `latest` and `stable`."""
+
+    id: str
+    kind: ModelKind
+    settings: ModelSettings
+    versions: dict[str, Version]
+    created_us: int
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def operations(self) -> frozenset[Operation]:
+        """What can be asked of it. The sandbox answers everything."""
+        return frozenset(Operation) if self.settings.backend == "sandbox" else OPERATIONS[self.kind]

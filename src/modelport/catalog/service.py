@@ -1,0 +1,69 @@
+"""The catalogue in use: lookup by name, state of each model, start and stop of the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from modelport.backends.protocol import Backend, Health, Status
+from modelport.calls import Caller
+from modelport.catalog.model import Model, Version
+from modelport.catalog.rules import resolve
+from modelport.errors import ModelNotFound
+
+
+class Catalog:
+    """The models that this process serves. Read on every call, changed only at start."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models: Mapping[str, Model] = {model.id: model for model in models}
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return self._models
+
+    def get(self, name: str, *, version: str | None = None) -> tuple[Model, Version]:
+        """The model and version a caller's `name` means. Raises: ModelNotFound."""
+        return resolve(self._models, name, version=version)
+
+    def list_for(self, caller: Caller) -> list[Model]:
+        """The models this caller may use, in the order of the configuration."""
+        return [model for model in self._models.values() if caller.may_use(model.id)]
+
+    def get_for(self, caller: Caller, name: str) -> Model:
+        """Raises: ModelNotFound, also for a model the caller may not know of."""
+        model, _ = self.get(name)
+        if not caller.may_use(model.id):
+            raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
+        return model
+
+    def backends(self) -> list[Backend]:
+        """Every backend once."""
+        seen: dict[int, Backend] = {}
+        for model in self._models.values():
+            for version in model.versions.values():
+                for target in version.targets:
+                    seen[id(target.backend)] = target.backend
+        return list(seen.values())
+
+    async def start(self) -> None:
+        for backend in self.backends():
+            await backend.start()
+
+    async def close(self) -> None:
+        for backend in self.backends():
+            await backend.close()
+
+
+def version_health(version: Version) -> Health:
+    """The best state among the version's targets: it is ready as soon as one of them is."""
+    states = [target.backend.health() for target in version.targets]
+    for status in (Status.READY, Status.LOADING):
+        for health in states:
+            if health.status is status:
+                return health
+    return states[0]
+
+
+def model_health(model: Model) -> Health:
+    """The state of the version that `latest` means."""
+    return version_health(model.versions[model.aliases["latest"]])

@@ -1,0 +1,1 @@
+"""The corridor: the one path of every call, whichever door it came through."""

@@ -1,0 +1,247 @@
+"""admit → plan → run → settle: the one path of every inference call.
+
+Everything streams: a door that answers with JSON collects the stream. Whatever happens to a call, it is settled once,
+in the `finally` of `Run.deltas`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from modelport.calls import Call, Delta, Operation, Served, Usage
+from modelport.catalog.model import Model, Target, Version
+from modelport.catalog.rules import check_operation
+from modelport.catalog.service import Catalog
+from modelport.errors import CallCancelled, Internal, ModelNotFound, ModelportError
+from modelport.inference.admission import Admission
+from modelport.inference.interrupt import Interrupt
+from modelport.kit.clock import Clock
+from modelport.limits.service import Reservation
+from modelport.metering.ledger import Ledger
+from modelport.metering.model import UsageEvent
+from modelport.metering.prices import PriceBook
+from modelport.settings import LimitsSettings
+
+SCOPE = "inference"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will answer a call."""
+
+    model: Model
+    version: Version
+    target: Target
+
+    @property
+    def served(self) -> Served:
+        return Served(self.model.id, self.version.id, self.target.backend.kind, self.target.upstream_model)
+
+
+class Corridor:
+    """Runs calls. One per process; holds no state of its own beyond the services it joins."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        admission: Admission,
+        ledger: Ledger,
+        prices: PriceBook,
+        clock: Clock,
+        limits: LimitsSettings,
+        sandbox: Target,
+    ) -> None:
+        self.catalog = catalog
+        self.admission = admission
+        self.ledger = ledger
+        self.prices = prices
+        self.clock = clock
+        self._limits = limits
+        self._sandbox = sandbox
+
+    def plan(self, call: Call) -> Plan:
+        """Which target answers. Raises: ModelNotFound, BadRequest."""
+        model, version = self.catalog.get(call.model, version=call.version)
+        if not call.caller.may_use(model.id):
+            raise ModelNotFound(f"The model {call.model!r} does not exist or is not open to this key.", param="model")
+        check_operation(model, call.operation)
+        target = version.targets[0]
+        if call.caller.mode == "test" and model.settings.targets:
+            # A test key never spends an upstream's money: the sandbox answers in the model's name.
+            target = self._sandbox
+        return Plan(model, version, target)
+
+    async def admit(self, call: Call, secret: str) -> Run:
+        """Reserve the call's place and record that it began. The answer must be run, or closed.
+
+        Raises: ModelNotFound, BadRequest, LimitExceeded, Unauthenticated, Unavailable; nothing is held then.
+        """
+        plan = self.plan(call)
+        input_tokens = await plan.target.backend.count_input(call, model=plan.target.upstream_model)
+        bound = self._output_bound(call, plan.model, input_tokens)
+        reservation = await self.admission.reserve(call, secret, tokens=input_tokens + (bound or 0) * _choices(call))
+        try:
+            served = plan.served
+            self.ledger.open(call, model=served.model, version=served.version, backend=served.backend)
+        except BaseException:
+            await self.admission.settle(reservation, tokens=0)
+            raise
+        return Run(self, call, plan=plan, reservation=reservation, max_output_tokens=bound)
+
+    def _output_bound(self, call: Call, model: Model, input_tokens: int) -> int | None:
+        """The most output tokens one choice can have; None where the operation has none."""
+        if call.operation not in (Operation.CHAT, Operation.COMPLETION):
+            return None
+        asked: int | None = call.request.output_bound
+        bound = asked or model.settings.max_output_tokens or self._limits.default_output_tokens
+        context = model.settings.context_tokens
+        return bound if context is None else max(min(bound, context - input_tokens), 1)
+
+
+class Run:
+    """One admitted call: its answer's deltas, and what came of it."""
+
+    __slots__ = (
+        "_corridor",
+        "_max_output_tokens",
+        "_settled",
+        "call",
+        "cost_nanos",
+        "error",
+        "first_token_us",
+        "interrupt",
+        "plan",
+        "reservation",
+        "usage",
+    )
+
+    def __init__(
+        self, corridor: Corridor, call: Call, *, plan: Plan, reservation: Reservation, max_output_tokens: int | None
+    ) -> None:
+        self._corridor = corridor
+        self._max_output_tokens = max_output_tokens
+        self._settled = False
+        self.call = call
+        self.plan = plan
+        self.reservation = reservation
+        self.interrupt = Interrupt()
+        self.usage = Usage()
+        self.cost_nanos = 0
+        self.error: ModelportError | None = None
+        self.first_token_us: int | None = None
+
+    async def deltas(self) -> AsyncGenerator[Delta]:
+        """The answer's pieces, then the settlement.
+
+        Settled however the stream ends: finished, failed upstream, out of time, or dropped by a client that hung up.
+        What was produced until then is charged. No database connection is held while the model runs.
+
+        Raises: ModelportError, CallCancelled and CallTimeout for an interrupt among them.
+        """
+        target = self.plan.target
+        stream = target.backend.stream(
+            self.call, model=target.upstream_model, max_output_tokens=self._max_output_tokens
+        )
+        try:
+            async for delta in stream:
+                if delta.usage is not None:
+                    self.usage = delta.usage
+                if self.first_token_us is None and delta.timed:
+                    self.first_token_us = self._elapsed_us()
+                yield delta
+        except ModelportError as error:
+            self.error = error
+            raise
+        except asyncio.CancelledError:
+            self.error = self.interrupt.claim() or CallCancelled()
+            if self.interrupt.error is None:
+                raise
+            raise self.error from None
+        except GeneratorExit:
+            self.error = self.interrupt.error or CallCancelled()
+            raise
+        except BaseException:
+            self.error = Internal()
+            raise
+        finally:
+            await self._settle(stream)
+
+    async def _settle(self, stream: AsyncGenerator[Delta]) -> None:
+        """Charge, give back, and stop the engine; the charge first, since it can't be cancelled.
+
+        A cancellation that arrives meanwhile does not stop it.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        self._charge()
+        tokens = self.usage.input_tokens + self.usage.output_tokens
+        try:
+            if self.error is not None:
+                await stream.aclose()
+            await self._corridor.admission.settle(self.reservation, tokens=tokens)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.create_task(self._finish(stream, tokens)))
+            raise
+
+    async def _finish(self, stream: AsyncGenerator[Delta], tokens: int) -> None:
+        await stream.aclose()
+        await self._corridor.admission.settle(self.reservation, tokens=tokens)
+
+    def _charge(self) -> None:
+        """Price what was produced and close the call's record."""
+        call, served, usage = self.call, self.plan.served, self.usage
+        latency_us = self._elapsed_us()
+        price_id: str | None = None
+        # A failure on our side or the upstream's is free; a client that hung up pays for what was produced.
+        billable = self.error is None or isinstance(self.error, CallCancelled)
+        if billable and call.caller.mode == "live":
+            self.cost_nanos, price_id = self._corridor.prices.cost(
+                served.model,
+                usage,
+                at_us=call.started_us,
+                latency_us=latency_us,
+                discount_basis_points=call.caller.discount_basis_points,
+            )
+        caller = call.caller
+        self._corridor.ledger.close(
+            UsageEvent(
+                call_id=call.id,
+                organization_id=caller.organization_id,
+                project_id=caller.project_id,
+                key_id=caller.key_id,
+                mode=caller.mode,
+                endpoint=call.endpoint,
+                model=served.model,
+                version=served.version,
+                backend=served.backend,
+                stream=call.stream,
+                status=self.error.status if self.error is not None else 200,
+                error_code=self.error.code if self.error is not None else None,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cached_tokens=usage.cached_tokens,
+                images=usage.images,
+                exact=usage.exact,
+                cost_nanos=self.cost_nanos,
+                price_id=price_id,
+                discount_basis_points=caller.discount_basis_points,
+                started_us=call.started_us,
+                latency_us=latency_us,
+                first_token_us=self.first_token_us,
+                metadata=call.metadata,
+            )
+        )
+
+    def _elapsed_us(self) -> int:
+        return int((self._corridor.clock.monotonic_s() - self.call.started_s) * 1_000_000)
+
+
+def _choices(call: Call) -> int:
+    """How many answers were asked for, each with a bound of its own."""
+    prompts = getattr(call.request, "prompt", None)
+    many = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
+    return (getattr(call.request, "n", None) or 1) * many
