@@ -1,0 +1,1 @@
+"""The side-by-side benchmarks. They stand apart from the platform and know only its public contract."""
