@@ -38,8 +38,13 @@ def format_usd(nanos: int) -> str:
 
 def per_million(units_times_price: int) -> int:
     """Nano-dollars of a sum of `units * nanos_per_million_units`, rounded half to even, once."""
-    quotient, rest = divmod(units_times_price, _MILLION)
+    return divide(units_times_price, _MILLION)
+
+
+def divide(amount: int, parts: int) -> int:
+    """`amount / parts` as an integer, rounded half to even. `parts` is positive."""
+    quotient, rest = divmod(amount, parts)
     doubled = rest * 2
-    if doubled > _MILLION or (doubled == _MILLION and quotient % 2):
+    if doubled > parts or (doubled == parts and quotient % 2):
         return quotient + 1
     return quotient

@@ -1,0 +1,1 @@
+"""Metering: what each call consumed and cost, written down so that nothing is lost and nothing counts twice."""

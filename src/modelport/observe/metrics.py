@@ -1,0 +1,168 @@
+"""What Prometheus is told: every metric of the platform, and how `/metrics` is written.
+
+With several workers, `sharing.prepare_directory` must run before this module is imported anywhere in them: prometheus-client
+decides on import whether its values live in shared files. Labels take only values the platform itself defines
+(endpoints, configured models, statuses, error codes), and `MAX_CHILDREN` bounds them whatever happens.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import multiprocess as shared
+from prometheus_client.metrics import MetricWrapperBase
+
+from modelport.calls import Usage
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+# Label sets in all; a platform with 1,000 models on a few endpoints stays below. Later ones count as "other".
+MAX_CHILDREN = 10_000
+_OTHER = "other"
+_MICROS = 1e-6
+# From a tabular prediction's millisecond to a long answer's minutes. 0.2 is the bound of the latency objective.
+_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1, 2, 3, 5, 10, 30, 60, 120)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+class Metrics:
+    """One per process. Concurrency: any thread."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
+        self._calls = Counter(
+            "modelport_calls", "Inference calls that ended.", ["endpoint", "model", "status"], registry=registry
+        )
+        self._latency = Histogram(
+            "modelport_call_duration_seconds",
+            "From a call's arrival to the end of its answer.",
+            ["endpoint", "model"],
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "modelport_first_token_seconds",
+            "From a call's arrival to the first piece of model output.",
+            ["endpoint", "model"],
+            buckets=_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "modelport_tokens", "Tokens by kind: input (cached ones among them), cached, output.", ["model", "kind"],
+            registry=registry,
+        )  # fmt: skip
+        self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
+        self.in_flight = Gauge(
+            "modelport_calls_in_flight", "Calls being answered now.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._queue = Gauge(
+            "modelport_backend_queue_depth",
+            "Calls waiting for an engine.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._batch = Histogram(
+            "modelport_backend_batch_size",
+            "Inputs computed at once.",
+            ["model"],
+            buckets=_BATCH_SIZES,
+            registry=registry,
+        )
+        self.journal_pending = Gauge(
+            "modelport_journal_pending_events",
+            "Usage events that the database does not have yet.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.journal_bytes = Gauge(
+            "modelport_journal_bytes", "Size of the journal.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.journal_failures = Counter(
+            "modelport_journal_commit_failures", "Commits of usage events that failed and are retried.",
+            registry=registry,
+        )  # fmt: skip
+        self.events_set_aside = Counter(
+            "modelport_usage_events_set_aside", "Usage events that the database refused; they are in the log.",
+            registry=registry,
+        )  # fmt: skip
+        self._cpu = Gauge(
+            "modelport_process_cpu_seconds", "Processor time used.", registry=registry, multiprocess_mode="liveall"
+        )
+        self._memory = Gauge(
+            "modelport_process_resident_bytes", "Memory in use.", registry=registry, multiprocess_mode="liveall"
+        )
+        self._started = Gauge(
+            "modelport_process_start_time_seconds", "When the process began, Unix time.", registry=registry,
+            multiprocess_mode="liveall",
+        )  # fmt: skip
+        self._started.set(time.time())
+
+    def call_ended(
+        self, endpoint: str, model: str, status: int, *, latency_us: int, first_token_us: int | None, usage: Usage
+    ) -> None:
+        """Count one call. `model` is a configured model's id."""
+        self._child(self._calls, endpoint, model, str(status)).inc()
+        self._child(self._latency, endpoint, model).observe(latency_us * _MICROS)
+        if first_token_us is not None:
+            self._child(self._first_token, endpoint, model).observe(first_token_us * _MICROS)
+        if usage.input_tokens:
+            self._child(self._tokens, model, "input").inc(usage.input_tokens)
+        if usage.output_tokens:
+            self._child(self._tokens, model, "output").inc(usage.output_tokens)
+        if usage.cached_tokens:
+            self._child(self._tokens, model, "cached").inc(usage.cached_tokens)
+
+    def refused(self, code: str) -> None:
+        """Count a call that was turned away; `code` is an error's."""
+        self._child(self._refusals, code).inc()
+
+    def queue_depth(self, model: str, waiting: int) -> None:
+        """How many calls wait for the model's engine in this process."""
+        self._child(self._queue, model).set(waiting)
+
+    def batch(self, model: str, size: int) -> None:
+        """Count one batch of `size` inputs."""
+        self._child(self._batch, model).observe(size)
+
+    def observe_process(self) -> None:
+        """Note this process's processor time and memory; called every few seconds in each process."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        self._cpu.set(usage.ru_utime + usage.ru_stime)
+        self._memory.set(_resident_bytes())
+
+    def render(self) -> bytes:
+        """The text of `/metrics`: this process's values, or all workers' where they share a directory."""
+        self.observe_process()
+        if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        shared.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    def _child(self, metric: _Metric, *labels: str) -> _Metric:
+        """The child for these labels, looked up once: `labels()` costs as much as the observation itself."""
+        key = (metric._name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            if len(self._children) >= MAX_CHILDREN:
+                return metric.labels(*(_OTHER for _ in labels))
+            child = self._children[key] = metric.labels(*labels)
+        return child  # type: ignore[return-value]
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        # No /proc: the highest use so far, in kilobytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return pages * resource.getpagesize()
