@@ -6,7 +6,6 @@ used for nothing else. The package index is the one that the user's pip is set t
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -48,9 +47,7 @@ def _uv() -> Path:
 
 def _indexes() -> dict[str, str]:
     """The user's pip settings in uv's words: what `pip config list` says, the environment included."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     variables: dict[str, str] = {}
     for line in answer.stdout.splitlines():
         name, _, value = line.partition("=")
