@@ -71,7 +71,7 @@ api_keys = sa.Table(
     "api_keys",
     metadata,
     sa.Column("id", _Id, primary_key=True),
-    sa.Column("organization_id", _Id, sa.ForeignKey("organizations.id"), nullable=False, index=True),
+    sa.Column("organization_id", _Id, sa.ForeignKey("organizations.id"), nullable=False),
     sa.Column("project_id", _Id, sa.ForeignKey("projects.id"), nullable=False),
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("mode", sa.String(8), nullable=False),
@@ -90,6 +90,8 @@ api_keys = sa.Table(
     sa.Column("created_us", _TimeUs, nullable=False),
     sa.Column("last_used_us", _TimeUs),
     sa.Column("revoked_us", _TimeUs),
+    # Pages of one organization's keys are read in the order of their ids.
+    sa.Index("ix_api_keys_organization_id_id", "organization_id", "id"),
 )
 
 prices = sa.Table(
