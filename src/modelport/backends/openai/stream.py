@@ -1,0 +1,257 @@
+"""An upstream's event stream, made into the one our caller asked for. Pure: bytes in, bytes out.
+
+Works on a network read, not on an event. Most reads hold complete plain events in which at most the model's name
+and an empty `usage` have to be changed, and JSON strings escape their quotes, so that `"model":"…"` with bare quotes
+can only be a member and never something a model said: such a read is changed by byte replacement. The exact forms
+(spaces, escapes) are learnt from the first event. Whatever is not plain is taken apart and decoded.
+
+Source: WHATWG HTML section 9.2 (server-sent events); OpenAI chat completion chunk object.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from modelport.backends.openai.refusals import stream_error
+from modelport.calls import Usage
+from modelport.dialect import usage_body, usage_from
+from modelport.errors import ModelportError, UpstreamFailed
+
+# One event; a piece of a picture or of sound fits.
+MAX_EVENT_BYTES = 4_000_000
+
+_MODEL = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")')
+_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null')
+_NULL_FINISH = re.compile(rb'"finish_reason"\s*:\s*null')
+_BOM = b"\xef\xbb\xbf"
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+class EventStream:
+    """One upstream stream on its way to one caller.
+
+    `feed` returns what to pass on. `done` is set by `[DONE]`, `error` by whatever ends the stream before it; what
+    `feed` returned before still counts. `usage` is what the upstream reported, None until it did; `pieces` counts the
+    deltas with model output meanwhile, which is close to the number of tokens.
+    """
+
+    __slots__ = (
+        "_finish_null",
+        "_finished",
+        "_head",
+        "_keep_usage",
+        "_learnt",
+        "_model_json",
+        "_model_new",
+        "_name",
+        "_old_model",
+        "_public_model",
+        "_started",
+        "_tail",
+        "_usage_null",
+        "done",
+        "error",
+        "pieces",
+        "usage",
+    )
+
+    def __init__(self, name: str, *, public_model: str, keep_usage: bool) -> None:
+        self._name = name
+        self._public_model = public_model
+        self._model_json = _encode(public_model)
+        self._keep_usage = keep_usage
+        self._tail = b""
+        self._started = False
+        self._learnt = False
+        self._finished = False
+        self._head: dict[str, Any] = {}
+        self._old_model = self._model_new = b""
+        self._usage_null = self._finish_null = b""
+        self.done = False
+        self.error: ModelportError | None = None
+        self.usage: Usage | None = None
+        self.pieces = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """The complete events that `data` completes, ready to be passed on; an incomplete one waits for its rest."""
+        if self._tail:
+            data = self._tail + data
+        if b"\r" in data:
+            data = self._normalised(data)
+        if data.endswith(b"\n\n"):
+            self._tail = b""
+        else:
+            cut = data.rfind(b"\n\n") + 2
+            if cut == 1:
+                self._hold(data)
+                return b""
+            self._hold(data[cut:])
+            data = data[:cut]
+        return self._plain(data) or self._parsed(data)
+
+    def end(self, *, input_tokens: int) -> bytes:
+        """What is still to be passed on when the upstream has ended; sets `error` where it ended too early.
+
+        Where the caller asked for usage and the upstream reported none, that is the count made here.
+        """
+        if self._tail.strip() and not self.done and self.error is None:
+            # A last event without its blank line: some servers just stop after [DONE].
+            tail, self._tail = self._tail, b""
+            last = self._parsed(tail.replace(b"\r", b"\n") + b"\n\n")
+        else:
+            last = b""
+        if self.error is None and not (self.done or self._finished):
+            self.error = UpstreamFailed(f"The model's server {self._name!r} ended its answer too early")
+        if self._keep_usage and self.usage is None and self.error is None:
+            usage = self.count(input_tokens)
+            last += b"data: " + _encode({**self._head, "choices": [], "usage": usage_body(usage)}) + b"\n\n"
+        return last
+
+    def count(self, input_tokens: int) -> Usage:
+        """The usage so far: reported, or counted from the stream."""
+        return self.usage or Usage(input_tokens=input_tokens, output_tokens=self.pieces, exact=False)
+
+    def _plain(self, data: bytes) -> bytes:
+        """The read with its names replaced, or nothing where it holds more than plain events."""
+        count = data.count(b"\n\n")
+        if (
+            not self._learnt
+            or not data.startswith(b"data: {")
+            or data.count(b"\n") != 2 * count
+            or (count > 1 and data.count(b"\n\ndata: {") != count - 1)
+            or b'"error"' in data
+            or data.count(b'"finish_reason"') != (data.count(self._finish_null) if self._finish_null else 0)
+        ):
+            return b""
+        if b'"usage"' in data:
+            nulls = data.count(self._usage_null) if self._usage_null else 0
+            if data.count(b'"usage"') != nulls:
+                return b""
+            if not self._keep_usage:
+                data = data.replace(self._usage_null, b"")
+        if self._old_model:
+            data = data.replace(self._old_model, self._model_new)
+        self.pieces += count
+        return data
+
+    def _parsed(self, data: bytes) -> bytes:
+        """The same by taking every event apart."""
+        if not self._started:
+            self._started = True
+            data = data.removeprefix(_BOM)
+        out = []
+        for event in data.split(b"\n\n"):
+            if self.done or self.error is not None:
+                break
+            payload, named_error = _payload(event)
+            if payload == b"[DONE]":
+                self.done = True
+            elif payload:
+                out.append(self._event(payload, named_error=named_error))
+        return b"".join(out)
+
+    def _event(self, payload: bytes, *, named_error: bool) -> bytes:
+        try:
+            chunk = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._fail("sent an event that is not JSON", internal=str(error))
+            return b""
+        if not isinstance(chunk, dict):
+            self._fail("sent an event that is no completion")
+            return b""
+        trouble = chunk.get("error") or (chunk if named_error or chunk.get("object") == "error" else None)
+        if trouble:
+            self.error = stream_error(self._name, trouble)
+            return b""
+        choices = chunk.get("choices")
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            self._fail("sent an event that is no completion")
+            return b""
+        self.pieces += sum(_carries(choice) for choice in choices)
+        self._finished = self._finished or any(choice.get("finish_reason") for choice in choices)
+        return self._rewritten(payload, chunk)
+
+    def _rewritten(self, payload: bytes, chunk: dict[str, Any]) -> bytes:
+        """The event as our caller is to see it, or nothing where it only told the usage to nobody who asked."""
+        had_usage = chunk.get("usage")
+        if had_usage:
+            self.usage = usage_from(had_usage) or self.usage
+        if not self._keep_usage and "usage" in chunk:
+            if had_usage and not chunk["choices"]:
+                return b""
+            payload = self._without_usage(payload, chunk)
+        payload = self._renamed(payload, chunk)
+        if chunk["choices"] and not self._learnt:
+            self._learn(payload)
+            self._head = {
+                name: chunk[name] for name in ("id", "object", "created", "system_fingerprint") if name in chunk
+            }
+            self._head["model"] = self._public_model
+        # A payload of several lines has them joined by line feeds, which JSON allows only between its tokens.
+        return b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
+
+    def _without_usage(self, payload: bytes, chunk: dict[str, Any]) -> bytes:
+        if chunk["usage"] is None:
+            found = _NULL_USAGE.findall(payload)
+            if len(found) == 1:
+                self._usage_null = found[0]
+                return payload.replace(found[0], b"")
+        del chunk["usage"]
+        return _encode(chunk)
+
+    def _renamed(self, payload: bytes, chunk: dict[str, Any]) -> bytes:
+        model = chunk.get("model")
+        if not isinstance(model, str) or model == self._public_model:
+            return payload
+        for found in _MODEL.finditer(payload):
+            if _decode(found[2]) == model:
+                self._old_model, self._model_new = found[0], found[1] + self._model_json
+                return payload.replace(self._old_model, self._model_new)
+        return payload
+
+    def _learn(self, payload: bytes) -> None:
+        """Take the forms of this upstream's members from its first event with a choice."""
+        self._learnt = True
+        if self._keep_usage:
+            # Without its comma, since nothing is removed.
+            found = _NULL_USAGE.search(payload)
+            self._usage_null = found[0].lstrip(b", ") if found else b""
+        found = _NULL_FINISH.search(payload)
+        self._finish_null = found[0] if found else b""
+
+    def _normalised(self, data: bytes) -> bytes:
+        """Line ends as line feeds; a carriage return at the very end may be half of one, and waits."""
+        last = data.endswith(b"\r")
+        body = data[:-1] if last else data
+        return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + (b"\r" if last else b"")
+
+    def _hold(self, tail: bytes) -> None:
+        self._tail = tail
+        if len(tail) > MAX_EVENT_BYTES:
+            self._fail(f"sent an event larger than {MAX_EVENT_BYTES} bytes")
+
+    def _fail(self, what: str, *, internal: str | None = None) -> None:
+        self.error = UpstreamFailed(f"The model's server {self._name!r} {what}", internal=internal)
+
+
+def _payload(event: bytes) -> tuple[bytes, bool]:
+    """The event's data, and whether it calls itself an error. Comments and other fields are left out."""
+    lines, named_error = [], False
+    for line in event.split(b"\n"):
+        if line.startswith(b"data:"):
+            lines.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"event:") and line[6:].strip() == b"error":
+            named_error = True
+    return b"\n".join(lines).strip(), named_error
+
+
+def _carries(choice: dict[str, Any]) -> bool:
+    """Whether a choice's part holds model output, and not just a role or an end."""
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        return any(value for name, value in delta.items() if name != "role")
+    return bool(choice.get("text"))
