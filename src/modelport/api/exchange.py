@@ -130,6 +130,16 @@ class Exchange:
         interrupt.fire_in(timeout_s, CallTimeout(f"The call took longer than {timeout_s:g} s."))
         self._watch = Watch(self._receive, lambda: interrupt.fire(CallCancelled()))
 
+    @property
+    def raw_receive(self) -> Any:
+        """The ASGI receive, for an application behind this one."""
+        return self._receive
+
+    @property
+    def raw_send(self) -> Any:
+        """The ASGI send, for an application behind this one."""
+        return self._send
+
     def close(self) -> None:
         """The request is over: nobody is watched any more, nothing is left to stop."""
         if self.interrupt is not None:

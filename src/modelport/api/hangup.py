@@ -28,6 +28,36 @@ class Connection(HttpToolsProtocol):
             callback()
 
 
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
+    b"content-type: application/problem+json\r\ncontent-length: %d\r\n\r\n%b"
+)
+_FULL_BODY = (
+    b'{"type":"/errors/overloaded","title":"Too many connections","status":503,"detail":"This worker has as many '
+    b'connections as it may; come again in a second.","error":{"message":"Too many connections","type":"server_error",'
+    b'"code":"overloaded","param":null}}'
+)
+
+
+def connection_class(*, max_connections: int) -> type[Connection]:
+    """The protocol for a server that holds at most `max_connections` open at once."""
+
+    class Bounded(Connection):
+        def connection_made(self, transport: Any) -> None:
+            if len(self.connections) >= max_connections:
+                transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
+                transport.close()
+                self.transport = transport
+                return
+            super().connection_made(transport)
+
+        def data_received(self, data: bytes) -> None:
+            if not self.transport.is_closing():
+                super().data_received(data)
+
+    return Bounded
+
+
 class Watch:
     """While open, calls `callback` once when the client of `receive` hangs up."""
 

@@ -1,0 +1,72 @@
+"""The ASGI application of one worker: the edge with its hot routes, and FastAPI behind it for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import Response
+
+from modelport.api import documents, health, keys, models, usage
+from modelport.api.edge import Edge
+from modelport.api.platform import Platform
+from modelport.api.problems import PROBLEM_TYPE, problem_body, retry_headers
+from modelport.api.routes import HOT
+from modelport.errors import BadRequest, MethodNotAllowed, ModelportError, NotFound
+
+
+def build_app(platform: Platform) -> Edge:
+    """The application that the server runs."""
+    rest = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Modelport")
+    rest.state.platform = platform
+    rest.state.hot_routes = tuple(route for route, _ in HOT)
+    for module in (models, keys, usage, health, documents):
+        rest.include_router(module.router)
+    rest.mount("/static/own", documents.own_files())
+    packaged = documents.sidecar_files()
+    if packaged is not None:
+        rest.mount("/static/docs", packaged)
+    rest.add_exception_handler(ModelportError, _known)
+    rest.add_exception_handler(HTTPException, _from_starlette)
+    rest.add_exception_handler(RequestValidationError, _invalid)
+    compressed = GZipMiddleware(rest, minimum_size=platform.settings.server.gzip_min_bytes, compresslevel=4)
+    return Edge(platform, hot={route.path: handler for route, handler in HOT}, rest=compressed)
+
+
+def _render(request: Request, error: ModelportError) -> Response:
+    base_url = request.app.state.platform.settings.server.public_url
+    body = problem_body(
+        error, request_id=request.scope["modelport.request_id"], path=request.url.path, base_url=base_url
+    )
+    response = Response(body, status_code=error.status, media_type=PROBLEM_TYPE.decode())
+    response.raw_headers.extend(retry_headers(error))
+    levels = getattr(error, "levels", None)
+    if levels:
+        request.scope["modelport.levels"] = levels
+    return response
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ModelportError)
+    return _render(request, error)
+
+
+async def _from_starlette(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        return _render(request, MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}."))
+    if error.status_code == 404:
+        return _render(request, NotFound(f"There is nothing at {request.method} {request.url.path}; see /docs."))
+    return _render(request, BadRequest(str(error.detail)))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """FastAPI's own validation, told in our words: the first member that is wrong, and why."""
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = dict(error.errors()[0])
+    place = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path", "header")]
+    param = ".".join(place) or None
+    return _render(request, BadRequest(f"{param or 'The request'}: {first.get('msg', 'is not valid')}.", param=param))

@@ -1,0 +1,2 @@
+"use strict";
+Redoc.init("/openapi.json", { disableSearch: false, hideDownloadButtons: false }, document.getElementById("docs"));

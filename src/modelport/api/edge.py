@@ -1,0 +1,165 @@
+"""The outermost layer: request ids, hot routes, error answers, CORS, the access log and the call metrics.
+
+Plain ASGI. The hot routes are served right here; everything else goes on to FastAPI, whose answers get the same
+headers on their way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+
+from modelport.api.exchange import Exchange, Headers
+from modelport.api.limit_headers import limit_headers
+from modelport.api.platform import Platform
+from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers
+from modelport.errors import CallCancelled, Internal, MethodNotAllowed, ModelportError
+from modelport.observe import metrics
+from modelport.observe.logs import access_line
+
+Handler = Callable[[Exchange], Awaitable[None]]
+_PROBLEM = (b"content-type", PROBLEM_TYPE)
+_EXPOSED = b", ".join(
+    [
+        b"x-request-id, x-model-requested, x-model-served, x-model-version, x-cache, idempotent-replayed, x-cost-usd",
+        b"x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, ratelimit, ratelimit-policy",
+        b"x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-ratelimit-limit-requests",
+        b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens",
+        b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, deprecation, sunset, link, traceparent",
+    ]
+)
+log = structlog.get_logger("modelport.api")
+
+
+class Edge:
+    """The ASGI application that the server runs."""
+
+    def __init__(self, platform: Platform, *, hot: Mapping[str, Handler], rest: Any) -> None:
+        self._platform = platform
+        self._hot = hot
+        self._rest = rest
+        self._origins = frozenset(platform.settings.server.cors_origins)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+            return
+        request_id = self._platform.ids.new("req_")
+        exchange = Exchange(scope, receive, send, platform=self._platform, request_id=request_id)
+        origin = exchange.header(b"origin")
+        if origin is not None:
+            exchange.extra = self._cors(origin)
+        handler = self._hot.get(exchange.path)
+        try:
+            if handler is None:
+                await self._pass_on(exchange)
+            elif scope["method"] == "POST":
+                await self._serve(exchange, handler)
+            elif scope["method"] == "OPTIONS" and origin is not None:
+                await self._preflight(exchange)
+            else:
+                await self._fail(exchange, MethodNotAllowed("This route is called with POST."))
+        finally:
+            exchange.close()
+            self._record(exchange)
+
+    async def _serve(self, exchange: Exchange, handler: Handler) -> None:
+        """Run a hot route; whatever it raises becomes an error answer."""
+        try:
+            await handler(exchange)
+        except ModelportError as error:
+            await self._fail(exchange, error)
+        except asyncio.CancelledError:
+            interrupt = exchange.interrupt
+            if interrupt is None or interrupt.claim() is None:
+                raise
+            exchange.status = CallCancelled.status
+        except Exception:  # noqa: BLE001  The last handler: a bug answers 500 with an id, and its trace goes to the log.
+            log.exception("call_failed", request_id=exchange.request_id, path=exchange.path)
+            await self._fail(exchange, Internal())
+
+    async def _fail(self, exchange: Exchange, error: ModelportError) -> None:
+        if error.internal is not None or error.status >= 500:
+            log.warning("call_error", request_id=exchange.request_id, code=error.code, internal=error.internal)
+        metrics.refused(error.code)
+        if exchange.started or isinstance(error, CallCancelled):
+            exchange.status = error.status
+            return
+        exchange.levels = list(levels_of(error)) or exchange.levels  # type: ignore[arg-type]
+        body = problem_body(
+            error, request_id=exchange.request_id, path=exchange.path, base_url=self._platform.settings.server.public_url
+        )
+        await exchange.respond(error.status, body, headers=retry_headers(error), content_type=_PROBLEM)
+
+    async def _pass_on(self, exchange: Exchange) -> None:
+        """FastAPI serves it; our headers are added when the answer starts."""
+        scope = exchange.scope
+        scope["modelport.request_id"] = exchange.request_id
+        scope["modelport.fail"] = lambda error: self._fail(exchange, error)
+        if scope["method"] == "OPTIONS" and exchange.extra:
+            await self._preflight(exchange)
+            return
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                exchange.started, exchange.status = True, message["status"]
+                message["headers"] = [*message.get("headers", []), *self._control_headers(exchange)]
+            await exchange.raw_send(message)
+
+        try:
+            await self._rest(scope, exchange.raw_receive, send)
+        except ModelportError as error:
+            await self._fail(exchange, error)
+        except Exception:  # noqa: BLE001  The same last handler for the management API.
+            log.exception("request_failed", request_id=exchange.request_id, path=exchange.path)
+            await self._fail(exchange, Internal())
+
+    def _control_headers(self, exchange: Exchange) -> Headers:
+        levels = exchange.scope.get("modelport.levels") or []
+        return [
+            (b"x-request-id", exchange.request_id.encode()),
+            (b"traceparent", exchange.trace.header()),
+            *exchange.extra,
+            *(limit_headers(levels, style="x", now_us=exchange.started_us) if levels else []),
+        ]
+
+    def _cors(self, origin: str) -> Headers:
+        """What lets a browser's script read the answer. Keys travel in headers, never in cookies, so `*` is safe."""
+        if "*" in self._origins:
+            allowed = b"*"
+        elif origin in self._origins:
+            allowed = origin.encode("latin-1")
+        else:
+            return [(b"vary", b"origin")]
+        return [
+            (b"access-control-allow-origin", allowed),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"origin"),
+        ]
+
+    async def _preflight(self, exchange: Exchange) -> None:
+        asked = exchange.header(b"access-control-request-headers") or "authorization, content-type"
+        exchange.extra = [
+            *exchange.extra,
+            (b"access-control-allow-methods", b"GET, POST, PATCH, PUT, DELETE, OPTIONS"),
+            (b"access-control-allow-headers", asked.encode("latin-1")),
+            (b"access-control-max-age", b"600"),
+        ]
+        await exchange.respond(204, b"", content_type=(b"content-language", b"en"))
+
+    def _record(self, exchange: Exchange) -> None:
+        seconds = exchange.elapsed_s()
+        route = exchange.path if exchange.path in self._hot else exchange.scope.get("modelport.route", "other")
+        metrics.request(route, exchange.status, seconds)
+        if self._platform.settings.log.access:
+            access_line(
+                request_id=exchange.request_id,
+                method=exchange.scope["method"],
+                path=exchange.path,
+                status=exchange.status,
+                duration_ms=round(seconds * 1000, 2),
+                trace_id=exchange.trace.trace_id,
+            )

@@ -1,0 +1,128 @@
+"""The hot routes: one table that both serves and describes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelport.api.edge import Handler
+from modelport.api.generate import chat_completions, completions, embeddings
+from modelport.api.openapi import HotRoute
+from modelport.api.predict import ClassifyRequest, classify, predict
+from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
+
+_OBJECT: dict[str, Any] = {"type": "object"}
+_USAGE = {
+    "prompt_tokens": 12,
+    "completion_tokens": 8,
+    "total_tokens": 20,
+    "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
+}
+_HEAD = {"id": "chatcmpl-0199d1c2a7f0", "created": 1767225600, "model": "smollm2-135m-instruct"}
+_MESSAGE = {"role": "assistant", "content": "The capital of France is Paris.", "refusal": None, "annotations": []}
+
+CHAT = HotRoute(
+    path="/v1/chat/completions",
+    operation_id="create_chat_completion",
+    summary="Create a chat completion",
+    description="OpenAI's chat completions over any model of kind `chat`; with `stream: true` as server-sent events.",
+    tag="Chat",
+    request=ChatRequest,
+    request_example={
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    },
+    response_example={
+        **_HEAD,
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": _MESSAGE, "logprobs": None, "finish_reason": "stop"}],
+        "usage": _USAGE,
+    },
+    response_schema=_OBJECT,
+    stream_example='data: {"object": "chat.completion.chunk", "choices": […]}\n\ndata: [DONE]\n\n',
+)
+COMPLETION = HotRoute(
+    path="/v1/completions",
+    operation_id="create_completion",
+    summary="Create a completion",
+    description="OpenAI's text completions over any model of kind `chat`; with `stream: true` as server-sent events.",
+    tag="Chat",
+    request=CompletionRequest,
+    request_example={"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "max_tokens": 16},
+    response_example={
+        "id": "cmpl-0199d1c2a7f0",
+        "created": 1767225600,
+        "model": "smollm2-135m-instruct",
+        "object": "text_completion",
+        "choices": [{"index": 0, "text": ", there was a king", "logprobs": None, "finish_reason": "length"}],
+        "usage": _USAGE,
+    },
+    response_schema=_OBJECT,
+    stream_example='data: {"object": "text_completion", "choices": […]}\n\ndata: [DONE]\n\n',
+)
+EMBEDDING = HotRoute(
+    path="/v1/embeddings",
+    operation_id="create_embedding",
+    summary="Create embeddings",
+    description="One vector for each input text, as floats or base64.",
+    tag="Chat",
+    request=EmbeddingRequest,
+    request_example={"model": "all-minilm-l6-v2", "input": "The food was delicious."},
+    response_example={
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456]}],
+        "model": "all-minilm-l6-v2",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    },
+    response_schema=_OBJECT,
+)
+PREDICT = HotRoute(
+    path="/v1/predict",
+    operation_id="create_prediction",
+    summary="Predict",
+    description="Inputs in, predictions out, for any model that answers at once. What an input looks like is the "
+    "model's `input_schema`.",
+    tag="Predict",
+    request=PredictRequest,
+    request_example={"model": "iris", "inputs": [[5.1, 3.5, 1.4, 0.2]]},
+    response_example={
+        "predictions": [{"label": "setosa", "index": 0, "probabilities": {"setosa": 0.98}}],
+        "prediction_id": "pred_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
+        "model": "iris",
+        "model_version": "2",
+        "request_id": "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
+        "latency_ms": 1.204,
+    },
+    response_schema=_OBJECT,
+)
+CLASSIFY = HotRoute(
+    path="/v1/images/classify",
+    operation_id="classify_image",
+    summary="Classify an image",
+    description="What is in a picture: JSON with base64 or a data URL, a multipart form, or the image as the body.",
+    tag="Predict",
+    request=ClassifyRequest,
+    request_example={"model": "efficientnet-lite0", "image": "data:image/jpeg;base64,…", "top_k": 3},
+    response_example={
+        "predictions": [{"label": "tabby cat", "confidence": 0.71, "index": 281}],
+        "model": "efficientnet-lite0",
+        "model_version": "1",
+        "request_id": "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
+        "latency_ms": 12.81,
+    },
+    response_schema=_OBJECT,
+    multipart=True,
+)
+
+HOT: tuple[tuple[HotRoute, Handler], ...] = (
+    (CHAT, chat_completions),
+    (COMPLETION, completions),
+    (EMBEDDING, embeddings),
+    (PREDICT, predict),
+    (CLASSIFY, classify),
+)

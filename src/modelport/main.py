@@ -1,0 +1,193 @@
+"""The composition root: the one place where the parts of a gateway worker are put together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from modelport.access.keyring import KeyRing
+from modelport.access.service import KeyService
+from modelport.api.app import build_app
+from modelport.api.hangup import connection_class
+from modelport.api.platform import Platform
+from modelport.backends.openai import OpenAIBackend
+from modelport.backends.protocol import Backend
+from modelport.backends.sandbox import SandboxBackend
+from modelport.calls import ModelKind
+from modelport.catalog.defaults import default_models
+from modelport.catalog.handover import Place, Places, Seat
+from modelport.catalog.model import Model, Target, Version
+from modelport.catalog.placed import PlacedBackend
+from modelport.catalog.rules import aliases_of
+from modelport.catalog.service import Catalog
+from modelport.db.engine import open_database
+from modelport.inference.admission import Admission
+from modelport.inference.corridor import Corridor
+from modelport.kit.clock import SystemClock
+from modelport.kit.ids import IdSource
+from modelport.limits.service import Limiter
+from modelport.metering.ledger import Ledger
+from modelport.metering.prices import PriceBook
+from modelport.metering.service import UsageService
+from modelport.observe import logs, metrics
+from modelport.settings import ModelSettings, Settings, UpstreamSettings, VersionSettings
+from modelport.state.open import open_state
+
+log = structlog.get_logger("modelport")
+
+
+async def serve_worker(settings: Settings, seat: Seat) -> None:
+    """Serve on the seat's socket until its `stop` is set, then drain and return."""
+    logs.configure(settings.log)
+    async with open_platform(settings, seat.places) as platform:
+        config = uvicorn.Config(
+            build_app(platform),
+            http=connection_class(max_connections=settings.server.max_connections),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=round(settings.server.keep_alive_s),
+            timeout_graceful_shutdown=round(settings.server.drain_s),
+        )
+        server = _Server(config, seat, platform)
+        await server.serve(sockets=[seat.socket])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signals of its own: the seat says when it stops, and is told when it listens."""
+
+    def __init__(self, config: uvicorn.Config, seat: Seat, platform: Platform) -> None:
+        super().__init__(config)
+        self._seat = seat
+        self._platform = platform
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        yield
+
+    async def main_loop(self) -> None:
+        """Instead of uvicorn's own, which wakes ten times a second: sleep until told to stop."""
+        self._seat.ready()
+        ticking = metrics.start_process_gauges()
+        await self._seat.stop.wait()
+        ticking.cancel()
+        self._platform.phase.draining = True
+        self.should_exit = True
+
+
+@asynccontextmanager
+async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Platform]:
+    """Every service of one process, started; closed in reverse order, so that what is metered reaches the database."""
+    clock = SystemClock()
+    ids = IdSource(clock)
+    async with AsyncExitStack() as stack:
+        db = open_database(settings.database.url, data_dir=settings.data_dir, pool_size=settings.database.pool_size)
+        stack.push_async_callback(db.close)
+        state = open_state(
+            settings.state.url,
+            data_dir=settings.data_dir,
+            workers=settings.server.workers,
+            namespace=settings.state.namespace,
+            clock=clock,
+        )
+        await state.start()
+        stack.push_async_callback(state.close)
+        keyring = KeyRing(db, state, clock=clock, settings=settings.access)
+        await keyring.start()
+        stack.push_async_callback(keyring.close)
+        prices = PriceBook(db, clock=clock)
+        await prices.start()
+        stack.push_async_callback(prices.close)
+        ledger = Ledger(db, clock=clock, settings=settings.metering, directory=settings.data_dir / "journal")
+        await ledger.start()
+        stack.push_async_callback(ledger.close_all)
+        limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
+        admission = Admission(keyring, limiter)
+        sandbox = SandboxBackend()
+        catalog = Catalog(_models(settings, places, now_us=clock.now_us()))
+        await catalog.start()
+        stack.push_async_callback(catalog.close)
+        corridor = Corridor(
+            catalog=catalog,
+            admission=admission,
+            ledger=ledger,
+            prices=prices,
+            clock=clock,
+            limits=settings.limits,
+            sandbox=Target(sandbox, "sandbox"),
+        )
+        yield Platform(
+            settings=settings,
+            clock=clock,
+            ids=ids,
+            db=db,
+            state=state,
+            keyring=keyring,
+            keys=KeyService(db, state, clock=clock, ids=ids),
+            limiter=limiter,
+            admission=admission,
+            catalog=catalog,
+            corridor=corridor,
+            ledger=ledger,
+            prices=prices,
+            usage=UsageService(db, ledger),
+        )
+
+
+def all_models(settings: Settings) -> list[ModelSettings]:
+    """The configured models, then the default ones that no configured model replaces."""
+    configured = {row.id for row in settings.models}
+    extra = [row for row in default_models() if row.id not in configured] if settings.default_models else []
+    return [*settings.models, *extra]
+
+
+def _models(settings: Settings, places: Places, *, now_us: int) -> list[Model]:
+    upstreams = {row.name: _upstream(row) for row in settings.upstreams}
+    return [_model(row, upstreams, places, now_us=now_us) for row in all_models(settings)]
+
+
+def _model(row: ModelSettings, upstreams: dict[str, Backend], places: Places, *, now_us: int) -> Model:
+    if row.targets:
+        targets = tuple(Target(upstreams[t.upstream], t.model or row.id, t.upstream, t.weight) for t in row.targets)
+        versions = {"1": Version("1", targets)}
+    else:
+        versions = {
+            version.version: Version(
+                version.version, (Target(_local(row, version, places), row.id),), sha256=version.sha256
+            )
+            for version in row.all_versions()
+        }
+    aliases = aliases_of(list(versions), row.aliases)
+    return Model(row.id, ModelKind(row.kind), row, versions, created_us=now_us, aliases=aliases)
+
+
+def _upstream(row: UpstreamSettings) -> Backend:
+    api_key = os.environ.get(row.api_key_env, "") if row.api_key_env else ""
+    if row.api_key_env and not api_key:
+        log.warning("upstream_key_missing", upstream=row.name, variable=row.api_key_env)
+    return OpenAIBackend(row, api_key=api_key)
+
+
+def _local(row: ModelSettings, version: VersionSettings, places: Places) -> Backend:
+    if row.backend == "sandbox":
+        return SandboxBackend()
+
+    def build(place: Place) -> Backend:
+        if row.backend == "llamacpp":
+            from modelport.backends.llamacpp.backend import LlamaCppBackend
+
+            return LlamaCppBackend(place.socket, model=row.id)
+        from modelport.backends.onnx import build_onnx
+
+        return build_onnx(row, version, Path(place.path))
+
+    return PlacedBackend(row.backend or "", model=row.id, version=version.version, places=places, build=build)
