@@ -35,7 +35,8 @@ from modelport.limits.service import Limiter
 from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
-from modelport.observe import logs, metrics
+from modelport.observe import logs
+from modelport.observe.metrics import Metrics
 from modelport.settings import ModelSettings, Settings, UpstreamSettings, VersionSettings
 from modelport.state.open import open_state
 
@@ -77,9 +78,7 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Instead of uvicorn's own, which wakes ten times a second: sleep until told to stop."""
         self._seat.ready()
-        ticking = metrics.start_process_gauges()
         await self._seat.stop.wait()
-        ticking.cancel()
         self._platform.phase.draining = True
         self.should_exit = True
 
@@ -89,6 +88,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
     """Every service of one process, started; closed in reverse order, so that what is metered reaches the database."""
     clock = SystemClock()
     ids = IdSource(clock)
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
         db = open_database(settings.database.url, data_dir=settings.data_dir, pool_size=settings.database.pool_size)
         stack.push_async_callback(db.close)
@@ -107,9 +107,9 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         prices = PriceBook(db, clock=clock)
         await prices.start()
         stack.push_async_callback(prices.close)
-        ledger = Ledger(db, clock=clock, settings=settings.metering, directory=settings.data_dir / "journal")
+        ledger = Ledger(db, directory=settings.data_dir / "journal", settings=settings.metering, metrics=metrics)
         await ledger.start()
-        stack.push_async_callback(ledger.close_all)
+        stack.push_async_callback(ledger.close_down)
         limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
         admission = Admission(keyring, limiter)
         sandbox = SandboxBackend()
@@ -121,6 +121,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             admission=admission,
             ledger=ledger,
             prices=prices,
+            metrics=metrics,
             clock=clock,
             limits=settings.limits,
             sandbox=Target(sandbox, "sandbox"),
@@ -140,6 +141,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             ledger=ledger,
             prices=prices,
             usage=UsageService(db, ledger),
+            metrics=metrics,
         )
 
 

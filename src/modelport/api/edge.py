@@ -17,7 +17,6 @@ from modelport.api.limit_headers import limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers
 from modelport.errors import CallCancelled, Internal, MethodNotAllowed, ModelportError
-from modelport.observe import metrics
 from modelport.observe.logs import access_line
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -84,7 +83,7 @@ class Edge:
     async def _fail(self, exchange: Exchange, error: ModelportError) -> None:
         if error.internal is not None or error.status >= 500:
             log.warning("call_error", request_id=exchange.request_id, code=error.code, internal=error.internal)
-        metrics.refused(error.code)
+        self._platform.metrics.refused(error.code)
         if exchange.started or isinstance(error, CallCancelled):
             exchange.status = error.status
             return
@@ -152,8 +151,6 @@ class Edge:
 
     def _record(self, exchange: Exchange) -> None:
         seconds = exchange.elapsed_s()
-        route = exchange.path if exchange.path in self._hot else exchange.scope.get("modelport.route", "other")
-        metrics.request(route, exchange.status, seconds)
         if self._platform.settings.log.access:
             access_line(
                 request_id=exchange.request_id,

@@ -16,7 +16,7 @@ from modelport.api.responses import errors
 from modelport.backends.protocol import Health, Status
 from modelport.catalog.service import model_health
 from modelport.errors import ModelportError, PermissionDenied
-from modelport.observe import metrics
+from modelport.observe.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["Health"])
 _CHECK_TIMEOUT_S = 2.0
@@ -83,7 +83,7 @@ async def prometheus(request: Request, platform: PlatformDep) -> Response:
         caller = await platform.keyring.authenticate(secret, address=request.client.host if request.client else "")
         if not caller.operator:
             raise PermissionDenied("Metrics are for operators' keys.")
-    return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(platform.metrics.render(), media_type=CONTENT_TYPE.decode())
 
 
 async def health_body(platform: Platform) -> HealthBody:

@@ -16,6 +16,7 @@ from modelport.limits.service import Limiter
 from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
+from modelport.observe.metrics import Metrics
 from modelport.settings import Settings
 from modelport.state.protocol import State
 
@@ -43,4 +44,5 @@ class Platform:
     ledger: Ledger
     prices: PriceBook
     usage: UsageService
+    metrics: Metrics
     phase: Phase = field(default_factory=Phase)

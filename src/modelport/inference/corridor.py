@@ -22,6 +22,7 @@ from modelport.limits.service import Reservation
 from modelport.metering.ledger import Ledger
 from modelport.metering.model import UsageEvent
 from modelport.metering.prices import PriceBook
+from modelport.observe.metrics import Metrics
 from modelport.settings import LimitsSettings
 
 SCOPE = "inference"
@@ -50,6 +51,7 @@ class Corridor:
         admission: Admission,
         ledger: Ledger,
         prices: PriceBook,
+        metrics: Metrics,
         clock: Clock,
         limits: LimitsSettings,
         sandbox: Target,
@@ -58,6 +60,7 @@ class Corridor:
         self.admission = admission
         self.ledger = ledger
         self.prices = prices
+        self.metrics = metrics
         self.clock = clock
         self._limits = limits
         self._sandbox = sandbox
@@ -89,6 +92,7 @@ class Corridor:
         except BaseException:
             await self.admission.settle(reservation, tokens=0)
             raise
+        self.metrics.in_flight.inc()
         return Run(self, call, plan=plan, reservation=reservation, max_output_tokens=bound)
 
     def _output_bound(self, call: Call, model: Model, input_tokens: int) -> int | None:
@@ -207,6 +211,16 @@ class Run:
                 discount_basis_points=call.caller.discount_basis_points,
             )
         caller = call.caller
+        status = self.error.status if self.error is not None else 200
+        self._corridor.metrics.call_ended(
+            call.endpoint,
+            served.model,
+            status,
+            latency_us=latency_us,
+            first_token_us=self.first_token_us,
+            usage=usage,
+        )
+        self._corridor.metrics.in_flight.dec()
         self._corridor.ledger.close(
             UsageEvent(
                 call_id=call.id,
@@ -219,7 +233,7 @@ class Run:
                 version=served.version,
                 backend=served.backend,
                 stream=call.stream,
-                status=self.error.status if self.error is not None else 200,
+                status=status,
                 error_code=self.error.code if self.error is not None else None,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
