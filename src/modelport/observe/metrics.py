@@ -1,12 +1,14 @@
 """What Prometheus is told: every metric of the platform, and how `/metrics` is written.
 
-With several workers, `sharing.prepare_directory` must run before this module is imported anywhere in them: prometheus-client
-decides on import whether its values live in shared files. Labels take only values the platform itself defines
+The supervisor sets PROMETHEUS_MULTIPROC_DIR for its workers: prometheus-client decides on import whether its values
+live in files that processes share. Labels take only values the platform itself defines
 (endpoints, configured models, statuses, error codes), and `MAX_CHILDREN` bounds them whatever happens.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import resource
 import time
@@ -22,6 +24,7 @@ from modelport.calls import Usage
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # Label sets in all; a platform with 1,000 models on a few endpoints stays below. Later ones count as "other".
 MAX_CHILDREN = 10_000
+PROCESS_INTERVAL_S = 5.0
 _OTHER = "other"
 _MICROS = 1e-6
 # From a tabular prediction's millisecond to a long answer's minutes. 0.2 is the bound of the latency objective.
@@ -33,7 +36,7 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """One per process. Concurrency: any thread."""
+    """Every metric of one process; the functions below speak to the one that counts. Concurrency: any thread."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -59,6 +62,16 @@ class Metrics:
             "modelport_tokens", "Tokens by kind: input (cached ones among them), cached, output.", ["model", "kind"],
             registry=registry,
         )  # fmt: skip
+        self._requests = Counter(
+            "modelport_http_requests", "HTTP requests that were answered.", ["route", "status"], registry=registry
+        )
+        self._request_latency = Histogram(
+            "modelport_http_request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            ["route"],
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
         self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
         self.in_flight = Gauge(
             "modelport_calls_in_flight", "Calls being answered now.", registry=registry, multiprocess_mode="livesum"
@@ -121,6 +134,11 @@ class Metrics:
         if usage.cached_tokens:
             self._child(self._tokens, model, "cached").inc(usage.cached_tokens)
 
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP request; `route` is a route's template, never a path."""
+        self._child(self._requests, route, str(status)).inc()
+        self._child(self._request_latency, route).observe(seconds)
+
     def refused(self, code: str) -> None:
         """Count a call that was turned away; `code` is an error's."""
         self._child(self._refusals, code).inc()
@@ -157,6 +175,38 @@ class Metrics:
                 return metric.labels(*(_OTHER for _ in labels))
             child = self._children[key] = metric.labels(*labels)
         return child  # type: ignore[return-value]
+
+
+@functools.cache
+def process_metrics() -> Metrics:
+    """This process's metrics, made when first asked for."""
+    return Metrics()
+
+
+def request(route: str, status: int, seconds: float) -> None:
+    """Count one HTTP request; `route` is a route's template, never a path."""
+    process_metrics().request(route, status, seconds)
+
+
+def refused(code: str) -> None:
+    """Count a call that was turned away; `code` is an error's."""
+    process_metrics().refused(code)
+
+
+def render() -> bytes:
+    """The text of `/metrics`."""
+    return process_metrics().render()
+
+
+def start_process_gauges() -> asyncio.Task[None]:
+    """Note this process's processor time and memory every few seconds, until the task is cancelled."""
+    return asyncio.create_task(_observe_forever(), name="process-gauges")
+
+
+async def _observe_forever() -> None:
+    while True:
+        process_metrics().observe_process()
+        await asyncio.sleep(PROCESS_INTERVAL_S)
 
 
 def _resident_bytes() -> int:
