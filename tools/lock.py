@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> None:
     """Write both locks. Further arguments go to uv: `--upgrade`, `--upgrade-package NAME`."""
     uv = _uv()
     run, test = _LOCKS / "run.lock", _LOCKS / "test.lock"
-    _compile(uv, run, ["pyproject.toml", "--extra", "local", "--group", "assets", "--group", "build", *arguments])
+    extras = ["--extra", "local", "--extra", "prepare"]
+    _compile(uv, run, ["pyproject.toml", *extras, "--group", "assets", "--group", "build", *arguments])
     # The tests run against exactly what is served, so what both need has one version.
     _compile(uv, test, ["--group", "test", "--group", "check", "--constraints", str(run), *arguments])
 
