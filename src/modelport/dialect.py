@@ -177,10 +177,11 @@ def _merge_tool(tools: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
 
 def _merge_logprobs(into: dict[str, Any], part: dict[str, Any]) -> None:
     for name, values in part.items():
-        if isinstance(values, list):
-            into.setdefault(name, []).extend(values)
-        else:
-            into.setdefault(name, values)
+        before = into.get(name)
+        if isinstance(before, list):
+            before.extend(values or ())
+        elif values is not None or name not in into:
+            into[name] = values
 
 
 def _choice(index: int, choice: dict[str, Any], chat: bool) -> dict[str, Any]:
@@ -188,14 +189,7 @@ def _choice(index: int, choice: dict[str, Any], chat: bool) -> dict[str, Any]:
     tail = {"logprobs": choice.get("logprobs"), "finish_reason": choice.get("finish_reason")}
     if not chat:
         return {"text": text, "index": index, **tail}
-    tools = [
-        {
-            "id": tool["id"],
-            "type": "function",
-            "function": {"name": tool["name"], "arguments": "".join(tool["arguments"])},
-        }
-        for _, tool in sorted(choice.get("tools", {}).items())
-    ]
+    tools = [_tool(tool) for _, tool in sorted(choice.get("tools", {}).items())]
     message: dict[str, Any] = {
         "role": "assistant",
         "content": None if tools and not text else text,
