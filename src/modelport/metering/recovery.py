@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,16 +33,14 @@ class Recovered:
     damaged: list[str] = field(default_factory=list)
 
 
-async def recover_orphans(directory: Path, commit: Commit, *, batch: int, living: Collection[str] = ()) -> Recovered:
-    """Commit and remove the journals in `directory` whose process is gone, except those of `living` owners.
+async def recover_orphans(directory: Path, commit: Commit, *, batch: int) -> Recovered:
+    """Commit and remove the journals in `directory` whose process is gone.
 
     Raises what `commit` raises; the journals it had not finished are still there then, for the next attempt.
     Concurrency: any number of processes may do this at once; each journal is one's own while its lock is held.
     """
     found = Recovered()
     for owner in await asyncio.to_thread(_owners, directory):
-        if owner in living:
-            continue
         lock = directory / f"{owner}.lock"
         fd = try_lock(lock)
         if fd < 0:
