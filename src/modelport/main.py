@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
 from modelport.observe import logs
-from modelport.observe.metrics import Metrics
+from modelport.observe.metrics import process_metrics
 from modelport.settings import ModelSettings, Settings, UpstreamSettings, VersionSettings
 from modelport.state.open import open_state
 
@@ -72,7 +72,7 @@ class _Server(uvicorn.Server):
         self._platform = platform
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def capture_signals(self) -> Iterator[None]:
         yield
 
     async def main_loop(self) -> None:
@@ -88,7 +88,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
     """Every service of one process, started; closed in reverse order, so that what is metered reaches the database."""
     clock = SystemClock()
     ids = IdSource(clock)
-    metrics = Metrics()
+    metrics = process_metrics()
     async with AsyncExitStack() as stack:
         db = open_database(settings.database.url, data_dir=settings.data_dir, pool_size=settings.database.pool_size)
         stack.push_async_callback(db.close)
@@ -107,9 +107,9 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         prices = PriceBook(db, clock=clock)
         await prices.start()
         stack.push_async_callback(prices.close)
-        ledger = Ledger(db, directory=settings.data_dir / "journal", settings=settings.metering, metrics=metrics)
+        ledger = Ledger(db, clock=clock, settings=settings.metering, directory=settings.data_dir / "journal")
         await ledger.start()
-        stack.push_async_callback(ledger.close_down)
+        stack.push_async_callback(ledger.close_all)
         limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
         admission = Admission(keyring, limiter)
         sandbox = SandboxBackend()
@@ -186,8 +186,10 @@ def _local(row: ModelSettings, version: VersionSettings, places: Places) -> Back
     def build(place: Place) -> Backend:
         if row.backend == "llamacpp":
             from modelport.backends.llamacpp.backend import LlamaCppBackend
+            from modelport.backends.llamacpp.options import LlamaCppOptions
 
-            return LlamaCppBackend(place.socket, model=row.id)
+            options = LlamaCppOptions.parse(row.options | version.options)
+            return LlamaCppBackend(Path(place.socket), options=options)
         from modelport.backends.onnx import build_onnx
 
         return build_onnx(row, version, Path(place.path))

@@ -88,7 +88,9 @@ async def redoc() -> HTMLResponse:
 
 def _reader(*, head: str, scripts: list[str]) -> HTMLResponse:
     if sidecar_files() is None:
-        raise NotFound(f"The documentation reader is not installed: pip install --no-deps {_SIDECAR.replace('_', '-')}.")
+        raise NotFound(
+            f"The documentation reader is not installed: pip install --no-deps {_SIDECAR.replace('_', '-')}."
+        )
     tags = "\n".join(f'<script src="{path}"></script>' for path in scripts)
     return _page(head=head, body="", scripts=tags)
 
@@ -118,8 +120,13 @@ async def explain(code: str) -> Response:
     return _page(head="", body=body, scripts="")
 
 
-@router.get("/llms.txt", operation_id="llms_txt", summary="The API in words, for language models",
-            description="Plain text: what is here and where its documents are.", response_class=PlainTextResponse)
+@router.get(
+    "/llms.txt",
+    operation_id="llms_txt",
+    summary="The API in words, for language models",
+    description="Plain text: what is here and where its documents are.",
+    response_class=PlainTextResponse,
+)
 async def llms() -> PlainTextResponse:
     return PlainTextResponse(
         "# Modelport\n\nAn OpenAI-compatible API and a predict API over the models that GET /v1/models lists.\n\n"

@@ -18,6 +18,7 @@ from modelport.api.platform import Platform
 from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers
 from modelport.errors import CallCancelled, Internal, MethodNotAllowed, ModelportError
 from modelport.observe.logs import access_line
+from modelport.observe.logs import request_id as current_request_id
 
 Handler = Callable[[Exchange], Awaitable[None]]
 _PROBLEM = (b"content-type", PROBLEM_TYPE)
@@ -47,6 +48,7 @@ class Edge:
             await self._rest(scope, receive, send)
             return
         request_id = self._platform.ids.new("req_")
+        current_request_id.set(request_id)
         exchange = Exchange(scope, receive, send, platform=self._platform, request_id=request_id)
         origin = exchange.header(b"origin")
         if origin is not None:
@@ -76,7 +78,7 @@ class Edge:
             if interrupt is None or interrupt.claim() is None:
                 raise
             exchange.status = CallCancelled.status
-        except Exception:  # noqa: BLE001  The last handler: a bug answers 500 with an id, and its trace goes to the log.
+        except Exception:
             log.exception("call_failed", request_id=exchange.request_id, path=exchange.path)
             await self._fail(exchange, Internal())
 
@@ -89,7 +91,10 @@ class Edge:
             return
         exchange.levels = list(levels_of(error)) or exchange.levels  # type: ignore[arg-type]
         body = problem_body(
-            error, request_id=exchange.request_id, path=exchange.path, base_url=self._platform.settings.server.public_url
+            error,
+            request_id=exchange.request_id,
+            path=exchange.path,
+            base_url=self._platform.settings.server.public_url,
         )
         await exchange.respond(error.status, body, headers=retry_headers(error), content_type=_PROBLEM)
 
@@ -112,7 +117,7 @@ class Edge:
             await self._rest(scope, exchange.raw_receive, send)
         except ModelportError as error:
             await self._fail(exchange, error)
-        except Exception:  # noqa: BLE001  The same last handler for the management API.
+        except Exception:
             log.exception("request_failed", request_id=exchange.request_id, path=exchange.path)
             await self._fail(exchange, Internal())
 
@@ -151,6 +156,10 @@ class Edge:
 
     def _record(self, exchange: Exchange) -> None:
         seconds = exchange.elapsed_s()
+        template = (
+            exchange.path if exchange.path in self._hot else getattr(exchange.scope.get("route"), "path", "other")
+        )
+        self._platform.metrics.request(template, exchange.status, seconds)
         if self._platform.settings.log.access:
             access_line(
                 request_id=exchange.request_id,

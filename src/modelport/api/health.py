@@ -74,7 +74,7 @@ async def health(platform: PlatformDep) -> HealthBody:
     operation_id="prometheus_metrics",
     summary="Metrics for Prometheus",
     description="The text exposition format. Open to this machine; from elsewhere an operator's key is needed.",
-    responses={200: {"content": {"text/plain": {"example": "modelport_calls_total 42.0"}}}} | errors(401, 403),
+    responses={200: {"content": {"text/plain": {"example": "modelport_calls_total 42.0"}}}, **errors(401, 403)},
     response_class=Response,
 )
 async def prometheus(request: Request, platform: PlatformDep) -> Response:

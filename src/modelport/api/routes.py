@@ -24,7 +24,12 @@ _USAGE = {
     },
 }
 _HEAD = {"id": "chatcmpl-0199d1c2a7f0", "created": 1767225600, "model": "smollm2-135m-instruct"}
-_MESSAGE = {"role": "assistant", "content": "The capital of France is Paris.", "refusal": None, "annotations": []}
+_MESSAGE: dict[str, Any] = {
+    "role": "assistant",
+    "content": "The capital of France is Paris.",
+    "refusal": None,
+    "annotations": [],
+}
 
 CHAT = HotRoute(
     path="/v1/chat/completions",
