@@ -1,0 +1,67 @@
+"""Take a call's place in every limit before it runs, and correct it to what was used when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelport.calls import Caller
+from modelport.limits import rules
+from modelport.state.protocol import Bucket, Level, State, Taken
+
+# The fence that key rings compare (access announces every change of a key with it).
+_FENCE = "keys"
+
+
+class Reservation:
+    """A call's place in the limits. `levels` is what was left when it was taken; `fence` the fence `keys` then."""
+
+    __slots__ = ("taken",)
+
+    def __init__(self, taken: Taken) -> None:
+        self.taken = taken
+
+    @property
+    def levels(self) -> list[Level]:
+        return self.taken.levels
+
+    @property
+    def fence(self) -> int:
+        return self.taken.fence
+
+
+class Limiter:
+    """Concurrency: any number of tasks; exact across all processes that share the state."""
+
+    def __init__(self, state: State, *, management_per_minute: int) -> None:
+        self._state = state
+        self._management_per_minute = management_per_minute
+
+    async def reserve(self, call_id: str, caller: Caller, *, tokens: int) -> Reservation:
+        """Take a request, `tokens` and a concurrent call from the organization and the key, or nothing at all.
+
+        Raises: LimitExceeded (kind `requests`, `tokens` or `concurrency`; `levels` filled); StateUnavailable.
+        """
+        return await self._take(call_id, rules.buckets(caller, tokens=tokens))
+
+    async def reserve_management(self, call_id: str, caller: Caller) -> Reservation:
+        """Count one call to the management API; it needs no settling. Raises: LimitExceeded, StateUnavailable."""
+        return await self._take(call_id, rules.management_buckets(caller, per_minute=self._management_per_minute))
+
+    async def settle(self, reservation: Reservation, *, tokens: int) -> None:
+        """Correct the reservation to `tokens` and end the concurrent call. Idempotent.
+
+        Tokens above the ones reserved are counted as well. Raises: StateUnavailable.
+        """
+        taken = reservation.taken
+        if taken.levels:
+            await self._state.settle(taken, rules.settled_amounts(taken.levels, tokens=tokens))
+
+    async def levels(self, caller: Caller) -> list[Level]:
+        """What is left of each of the caller's limits now; nothing is taken. Raises: StateUnavailable."""
+        return await self._state.peek(rules.buckets(caller, tokens=0))
+
+    async def _take(self, call_id: str, buckets: Sequence[Bucket]) -> Reservation:
+        taken = await self._state.take(call_id, buckets, fence=_FENCE)
+        if taken.refused >= 0:
+            raise rules.refusal(taken)
+        return Reservation(taken)
