@@ -105,7 +105,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         await keyring.start()
         stack.push_async_callback(keyring.close)
         prices = PriceBook(db, clock=clock)
-        await prices.start()
+        await prices.start(all_models(settings), settings.upstreams)
         stack.push_async_callback(prices.close)
         ledger = Ledger(db, clock=clock, settings=settings.metering, directory=settings.data_dir / "journal")
         await ledger.start()
