@@ -22,6 +22,7 @@ def main() -> int:
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["local"],
         *groups["assets"],
+        *groups["prepare"],
         *groups["build"],
     ]
     run, test = _read("run.lock"), _read("test.lock")
