@@ -23,11 +23,19 @@ from typing import Protocol
 
 SUB_WINDOWS = 60
 HOLD_TTL_S = 15.0
+# Nobody knows when a call ends; a caller refused for want of a hold is told to come back after this.
+HOLD_RETRY_S = 1.0
+# What fits exactly into the doubles of Redis's Lua with room for a thousand such amounts in one sum.
+MAX_AMOUNT = 2**43
+MAX_MESSAGE_BYTES = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One limit and how much of it this call wants. `name` (`rpm`, `tpm`, `calls`, …) is what answers report."""
+    """One limit and how much of it this call wants. `name` (`rpm`, `tpm`, `calls`, …) is what answers report.
+
+    What was taken belongs to (`key`, `window_s`), whatever the limit of the take was; one take names a bucket once.
+    """
 
     key: str
     name: str
@@ -38,7 +46,10 @@ class Bucket:
 
 @dataclass(slots=True)
 class Level:
-    """A bucket after a take (or a refusal): what is left now, and in how many seconds all of it is free again."""
+    """A bucket after a take (or a refusal): what is left now, and in how many seconds all of it is free again.
+
+    For a hold bucket that is in use, `reset_s` is `HOLD_RETRY_S`.
+    """
 
     bucket: Bucket
     remaining: int
@@ -51,7 +62,12 @@ class Taken:
 
     `refused` is the index of the first bucket without room, or -1 when everything was taken. `retry_after_s` is
     when the refused buckets will have room for these amounts if nothing else comes, or None when an amount is
-    larger than its limit and never fits. `at_us` is the instant it was taken (the state's clock).
+    larger than its limit and never fits. A refused hold bucket counts for `HOLD_RETRY_S` there. `at_us` is the
+    instant it was taken (the state's clock).
+
+    `fence` is the fence's value, 0 where none was asked for. Compare it for **difference**: a state that lost its
+    memory starts a fence anew, at a value that it never had before.
+    `marks` and `settled` are the state's own.
     """
 
     id: str
@@ -60,6 +76,8 @@ class Taken:
     retry_after_s: float | None
     at_us: int
     fence: int
+    marks: Sequence[int] = ()
+    settled: bool = False
 
     @property
     def allowed(self) -> bool:
@@ -67,7 +85,11 @@ class Taken:
 
 
 class Subscription(Protocol):
-    """Messages of one channel, in order. `alive` turns false the moment a message may have been missed."""
+    """Messages of one channel, in order. `alive` turns false the moment a message may have been missed.
+
+    The iterator ends then as well; whoever still wants messages forgets what it derived from them and subscribes
+    again.
+    """
 
     @property
     def alive(self) -> bool: ...
@@ -79,7 +101,10 @@ class State(Protocol):
     """Raises `StateUnavailable` when the state can't be reached; never lets a call through because of that."""
 
     async def start(self) -> None:
-        """Open files and connections. Call once, before anything else."""
+        """Open files and connections. Call once, before anything else.
+
+        Raises nothing for a server that can't be reached yet: `ping` tells, and it is tried again and again.
+        """
         ...
 
     async def close(self) -> None: ...
@@ -89,14 +114,21 @@ class State(Protocol):
         ...
 
     async def take(self, id: str, buckets: Sequence[Bucket], *, fence: str = "") -> Taken:
-        """Take every bucket's amount, or none. `id` names the taker (the call id); `fence` a fence to read."""
+        """Take every bucket's amount, or none. `id` names the taker (the call id); `fence` a fence to read.
+
+        Cancelled while it waits for the answer, it gives back what was taken.
+        Raises: StateUnavailable (what may have been taken then is given back or ages out); ValueError for a
+        negative amount or a bucket named twice.
+        """
         ...
 
     async def settle(self, taken: Taken, amounts: Sequence[int]) -> None:
         """Correct what was taken to `amounts` (same order as the buckets) and release the holds.
 
         Settling twice, or after the window has passed, changes nothing. An amount above the one taken is
-        counted as well: the work was done.
+        counted as well: the work was done. An amount above `MAX_AMOUNT` counts as that.
+        Raises: StateUnavailable; the holds are released all the same once the state is back, and what could not
+        be given back of the rates ages out.
         """
         ...
 
@@ -127,9 +159,12 @@ class State(Protocol):
         ...
 
     async def publish(self, channel: str, message: bytes) -> None:
-        """Hand `message` (at most 60,000 bytes) to every live subscription of every process."""
+        """Hand `message` to every live subscription of every process.
+
+        Raises: StateUnavailable; ValueError when it is longer than `MAX_MESSAGE_BYTES`.
+        """
         ...
 
     def subscribe(self, channel: str) -> AbstractAsyncContextManager[Subscription]:
-        """Messages published from the moment the context is entered."""
+        """Messages published from the moment the context is entered. Entering raises: StateUnavailable."""
         ...
