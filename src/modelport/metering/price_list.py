@@ -29,7 +29,7 @@ class _Snapshot(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class ListedPrice:
-    """Dollars per million tokens as decimal strings; `cached` is None where cached input costs what other input does."""
+    """Dollars per million tokens as decimal strings; `cached` is None where cached input costs what other does."""
 
     input: str
     cached: str | None
