@@ -19,6 +19,11 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The body's content type (or an image's format) is none that this route reads.",
         "Send `application/json`, or `multipart/form-data` for image uploads. Images: JPEG, PNG, WebP, GIF or BMP.",
     ),
+    "context_length_exceeded": (
+        "The prompt and the answer that was asked for don't fit into the model's context together. Nothing was run.",
+        "Send less of the conversation, ask for a smaller `max_tokens`, or use a model with a larger `context_tokens` "
+        "(`GET /v1/models/{id}`).",
+    ),
     "invalid_api_key": (
         "There is no API key in the request, or it is mistyped, expired or revoked.",
         "Send `Authorization: Bearer mp_live_…` or `X-API-Key: mp_live_…`. The last six characters of a key are a "

@@ -1,0 +1,120 @@
+"""The settings: where they come from, which wins, and how mistakes are told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from modelport.catalog.configured import all_models
+from modelport.catalog.handover import read_settings, write_settings
+from modelport.cli.settings import masked
+from modelport.settings import ModelSettings, Settings, load
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "modelport.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_run_on_a_bare_laptop() -> None:
+    settings = load()
+    assert settings.server.host == "127.0.0.1"
+    assert settings.server.port == 8000
+    assert settings.database.url == ""
+    assert settings.state.url == "auto"
+    assert {"smollm2-135m-instruct", "sandbox"} <= {row.id for row in all_models(settings)}
+
+
+def test_the_environment_wins_over_the_file_and_flags_win_over_both(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[server]\nhost = 'file'\nport = 1\nworkers = 1\n")
+    with environment(MODELPORT_SERVER__HOST="environment", MODELPORT_SERVER__PORT="2"):
+        settings = load(file, server={"port": 3})
+    assert (settings.server.host, settings.server.port, settings.server.workers) == ("environment", 3, 1)
+
+
+def test_a_flag_leaves_its_group_as_it_was(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[server]\ndrain_s = 7\n")
+    assert load(file, server={"port": 3}).server.drain_s == 7
+
+
+def test_lists_come_from_the_environment_as_json() -> None:
+    with environment(MODELPORT_SERVER__CORS_ORIGINS='["https://example.com"]'):
+        assert load().server.cors_origins == ["https://example.com"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[server]\nprot = 1", "prot"),
+        ("[server]\nport = 70000", "65535"),
+        ("[[models]]\nid = 'a'", "needs a backend"),
+        ("[[models]]\nid = 'a'\nbackend = 'onnx'", "needs a source"),
+        ("[[models]]\nid = 'a'\ntargets = [{upstream = 'nobody'}]", "nobody"),
+        ("[[models]]\nid = 'a'\nbackend = 'sandbox'\n[[models]]\nid = 'a'\nbackend = 'sandbox'", "two models"),
+        ("[[models]]\nid = 'a'\nbackend = 'sandbox'\nprices = {input_usd_per_mtok = '-1'}", "not negative"),
+        ("[[models]]\nid = 'a'\nbackend = 'sandbox'\nprices = {input_usd_per_mtok = 'much'}", "much"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        load(toml(tmp_path, text))
+
+
+def test_a_missing_file_is_no_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"modelport\.toml"):
+        load(tmp_path / "modelport.toml")
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load().server.port = 1  # type: ignore[misc]
+
+
+def test_workers_read_exactly_what_the_supervisor_wrote(tmp_path: Path) -> None:
+    """Whatever the environment says by then: a value that changed in between must not reach half of the workers."""
+    settings = load(
+        server={"port": 7},
+        upstreams=[{"name": "primary", "base_url": "http://127.0.0.1:1/v1"}],
+        models=[{"id": "a", "targets": [{"upstream": "primary"}], "prices": {"input_usd_per_mtok": "0.15"}}],
+    )
+    write_settings(tmp_path, settings)
+    with environment(MODELPORT_SERVER__PORT="9", MODELPORT_DATABASE__URL="postgresql://elsewhere/db"):
+        assert read_settings(tmp_path).model_dump() == settings.model_dump()
+
+
+def test_a_configured_model_replaces_the_default_of_its_name() -> None:
+    row = ModelSettings(id="iris", kind="tabular", backend="onnx", source="mine.onnx")
+    models = [model for model in all_models(Settings(models=[row])) if model.id == "iris"]
+    assert models == [row]
+
+
+def test_default_models_can_be_left_out() -> None:
+    assert all_models(Settings(default_models=False)) == []
+
+
+def test_secrets_are_masked_where_settings_are_shown() -> None:
+    tree = {
+        "database": {"url": "postgresql://me:hunter2@db/modelport"},
+        "upstreams": [{"api_key_env": "PRIMARY_KEY", "headers": {"Authorization": "Bearer abc", "x-team": "blue"}}],
+    }
+    assert masked(tree) == {
+        "database": {"url": "postgresql://me:***@db/modelport"},
+        "upstreams": [{"api_key_env": "PRIMARY_KEY", "headers": {"Authorization": "***", "x-team": "blue"}}],
+    }
