@@ -80,6 +80,8 @@ def probe(port: int, headers: Mapping[str, str], *, stream: bool) -> Shape:
         connection.request("POST", PATH, body=request_body(stream=stream), headers=sent_headers)
         answer = connection.getresponse()
         body = answer.read()
+    except http.client.HTTPException as error:
+        raise WrongAnswer(f"the answer is not HTTP: {error!r}") from error
     finally:
         connection.close()
     if answer.status != 200:
