@@ -8,8 +8,8 @@ processes SQLite's own busy timeout decides.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,13 @@ class Database:
     and rolls back on an error; `connect` sees one state of the data throughout and never writes.
     """
 
-    def __init__(self, place: Place, *, writer: AsyncEngine, reader: AsyncEngine) -> None:
+    def __init__(
+        self, place: Place, *, writer: AsyncEngine, reader: AsyncEngine, connect_errors: tuple[type[Exception], ...]
+    ) -> None:
         self.place = place
         self._writer = writer
         self._reader = reader
+        self._connect_errors = connect_errors
 
     @property
     def dialect(self) -> str:
@@ -55,14 +58,20 @@ class Database:
         Raises: Unavailable when the database can't be reached or its connection is lost (the transaction is then
         rolled back, or, when that happens within the commit, of unknown outcome); IntegrityError as it is.
         """
-        async with _translated(), self._writer.begin() as conn:
-            yield conn
+        with _translated():
+            async with AsyncExitStack() as stack:
+                with _connecting(self._connect_errors):
+                    conn = await stack.enter_async_context(self._writer.begin())
+                yield conn
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that only reads. Raises: Unavailable, as `begin`."""
-        async with _translated(), self._reader.connect() as conn:
-            yield conn
+        with _translated():
+            async with AsyncExitStack() as stack:
+                with _connecting(self._connect_errors):
+                    conn = await stack.enter_async_context(self._reader.connect())
+                yield conn
 
     async def ping(self) -> None:
         """Return when the database answers. Raises: Unavailable."""
@@ -86,7 +95,14 @@ def open_database(url: str, *, data_dir: Path, pool_size: int) -> Database:
         place.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         writer = _sqlite_engine(place, connections=1, begin="BEGIN IMMEDIATE", query_only=False)
         reader = _sqlite_engine(place, connections=SQLITE_READERS, begin="BEGIN", query_only=True)
-        return Database(place, writer=writer, reader=reader)
+        return Database(place, writer=writer, reader=reader, connect_errors=(OSError,))
+    return _open_server(place, pool_size=pool_size)
+
+
+def _open_server(place: Place, *, pool_size: int) -> Database:
+    # Imported only where it is used: an installation on SQLite starts without it.
+    import asyncpg  # type: ignore[import-untyped]
+
     engine = create_async_engine(
         place.url,
         pool_size=pool_size,
@@ -96,7 +112,8 @@ def open_database(url: str, *, data_dir: Path, pool_size: int) -> Database:
         pool_pre_ping=True,
         connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, **place.connect_args},
     )
-    return Database(place, writer=engine, reader=engine)
+    errors = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+    return Database(place, writer=engine, reader=engine, connect_errors=errors)
 
 
 def _sqlite_engine(place: Place, *, connections: int, begin: str, query_only: bool) -> AsyncEngine:
@@ -125,8 +142,17 @@ def _sqlite_engine(place: Place, *, connections: int, begin: str, query_only: bo
     return engine
 
 
-@asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+@contextmanager
+def _connecting(errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """What goes wrong before there is a connection is always the server's or the network's doing."""
+    try:
+        yield
+    except errors as error:
+        raise _unavailable(error) from error
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
     """Turn the drivers' ways of saying "not now" into one of ours; leave every other error as it is."""
     try:
         yield
@@ -135,7 +161,7 @@ async def _translated() -> AsyncIterator[None]:
         if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
             raise
         raise _unavailable(error) from error
-    except (exc.InterfaceError, exc.TimeoutError, OSError) as error:
+    except (exc.InterfaceError, exc.TimeoutError, ConnectionError, TimeoutError) as error:
         raise _unavailable(error) from error
     except exc.DBAPIError as error:
         if not error.connection_invalidated:

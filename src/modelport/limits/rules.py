@@ -16,7 +16,6 @@ REQUESTS, TOKENS, CALLS = "rpm", "tpm", "calls"
 KEY_REQUESTS, KEY_TOKENS, KEY_CALLS = "key-rpm", "key-tpm", "key-calls"
 MANAGEMENT = "management"
 
-REQUEST_NAMES = frozenset({REQUESTS, KEY_REQUESTS, MANAGEMENT})
 TOKEN_NAMES = frozenset({TOKENS, KEY_TOKENS})
 _KEY_NAMES = frozenset({KEY_REQUESTS, KEY_TOKENS, KEY_CALLS, MANAGEMENT})
 

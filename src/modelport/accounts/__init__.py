@@ -1,0 +1,1 @@
+"""Accounts: plans, organizations, their projects, and the people who operate the platform."""

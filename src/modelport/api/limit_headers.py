@@ -1,0 +1,93 @@
+"""What is left of the limits, in the three styles that clients read. Pure, and on the hot path.
+
+Sources: draft-ietf-httpapi-ratelimit-headers-11 (RateLimit, RateLimit-Policy; RFC 9651 for their syntax); OpenAI API
+reference (x-ratelimit-*, whose reset is a duration as Go prints it); the X-RateLimit-* fields as GitHub has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import ceil
+from typing import Literal
+
+from modelport.limits.rules import TOKEN_NAMES
+from modelport.state.protocol import Level
+
+Style = Literal["openai", "x"]
+_Headers = list[tuple[bytes, bytes]]
+
+
+def limit_headers(levels: Sequence[Level], *, style: Style, now_us: int) -> _Headers:
+    """`RateLimit-Policy` and `RateLimit` for every limit, and the single-valued fields of `style`.
+
+    Where an organization's and a key's limit are of one kind, the single-valued fields tell the one with less left.
+    `now_us` is the wall clock in microseconds. Empty when there are no levels.
+    """
+    if not levels:
+        return []
+    policies, parts = [], []
+    requests: Level | None = None
+    tokens: Level | None = None
+    for level in levels:
+        bucket = level.bucket
+        name = bucket.name
+        policies.append(_policy(name, bucket.limit, bucket.window_s))
+        if bucket.window_s:
+            parts.append(f'"{name}";r={level.remaining};t={ceil(level.reset_s)}')
+            if name in TOKEN_NAMES:
+                if tokens is None or level.remaining < tokens.remaining:
+                    tokens = level
+            elif requests is None or level.remaining < requests.remaining:
+                requests = level
+        else:
+            parts.append(f'"{name}";r={level.remaining}')
+    headers = [
+        (b"ratelimit-policy", ", ".join(policies).encode()),
+        (b"ratelimit", ", ".join(parts).encode()),
+    ]
+    if style == "openai":
+        if requests is not None:
+            _add_openai(headers, requests, _REQUESTS)
+        if tokens is not None:
+            _add_openai(headers, tokens, _TOKENS)
+    else:
+        told = requests or tokens
+        if told is not None:
+            headers.append((b"x-ratelimit-limit", b"%d" % told.bucket.limit))
+            headers.append((b"x-ratelimit-remaining", b"%d" % told.remaining))
+            headers.append((b"x-ratelimit-reset", b"%d" % ceil(now_us / 1_000_000 + told.reset_s)))
+    return headers
+
+
+def go_duration(seconds: float) -> str:
+    """Seconds as Go prints a duration, to the millisecond: `120ms`, `12s`, `1.5s`, `6m0s`, `1h0m0s`."""
+    millis = ceil(seconds * 1000)
+    if millis < 1000:
+        return f"{millis}ms" if millis else "0s"
+    minutes, millis = divmod(millis, 60_000)
+    whole, rest = divmod(millis, 1000)
+    text = f"{whole}.{rest:03d}".rstrip("0") + "s" if rest else f"{whole}s"
+    if not minutes:
+        return text
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{text}" if hours else f"{minutes}m{text}"
+
+
+_REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+_TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
+
+
+def _add_openai(headers: _Headers, level: Level, names: tuple[bytes, bytes, bytes]) -> None:
+    headers.append((names[0], b"%d" % level.bucket.limit))
+    headers.append((names[1], b"%d" % level.remaining))
+    headers.append((names[2], go_duration(level.reset_s).encode()))
+
+
+# Limits come from a few plans and overrides; what is dropped is only written again.
+@lru_cache(maxsize=4096)
+def _policy(name: str, limit: int, window_s: int) -> str:
+    if not window_s:
+        return f'"{name}";q={limit};qu="concurrent-requests"'
+    unit = ';qu="tokens"' if name in TOKEN_NAMES else ""
+    return f'"{name}";q={limit};w={window_s}{unit}'
