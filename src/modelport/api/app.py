@@ -18,13 +18,20 @@ from modelport.api.routes import HOT
 from modelport.errors import BadRequest, MethodNotAllowed, ModelportError, NotFound
 
 
-def build_app(platform: Platform) -> Edge:
-    """The application that the server runs."""
+def described(public_url: str = "") -> FastAPI:
+    """Every route of the management API and the description of all others, with no platform behind them yet."""
     rest = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Modelport")
-    rest.state.platform = platform
+    rest.state.public_url = public_url
     rest.state.hot_routes = tuple(route for route, _ in HOT)
     for module in (models, keys, usage, health, documents):
         rest.include_router(module.router)
+    return rest
+
+
+def build_app(platform: Platform) -> Edge:
+    """The application that the server runs."""
+    rest = described(platform.settings.server.public_url)
+    rest.state.platform = platform
     rest.mount("/static/own", documents.own_files())
     packaged = documents.sidecar_files()
     if packaged is not None:

@@ -57,7 +57,7 @@ def build(app: FastAPI) -> dict[str, Any]:
         description=_DESCRIPTION,
         routes=app.routes,
         tags=_TAGS,
-        servers=[{"url": app.state.platform.settings.server.public_url or "/", "description": "This server."}],
+        servers=[{"url": app.state.public_url or "/", "description": "This server."}],
         terms_of_service="https://www.apache.org/licenses/LICENSE-2.0",
         contact={"name": "The operator of this server", "url": "https://github.com/modelport"},
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},

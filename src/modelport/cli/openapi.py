@@ -10,6 +10,7 @@ def openapi() -> None:
 
     Example: modelport openapi > openapi.json
     """
-    from modelport.api.app import openapi_document
+    from modelport.api.app import described
+    from modelport.api.documents import document
 
-    print_json(openapi_document())
+    print_json(document(described()))

@@ -14,6 +14,7 @@ from modelport.db.migrate import DatabaseTooNew, migrate
 from modelport.errors import Unavailable
 from modelport.kit.clock import SystemClock
 from modelport.kit.ids import IdSource
+from modelport.kit.ids import IdSource
 from modelport.settings import Settings
 from modelport.supervisor.refusal import StartRefused
 
@@ -69,20 +70,19 @@ def _move(path: Path, base_url: str) -> None:
 
 def _words(made: FirstStart, settings: Settings) -> str:
     """What a newcomer can type right away."""
-    credentials = made.credentials
     chat = next((row.id for row in all_models(settings) if row.kind == "chat"), "sandbox")
     body = json.dumps({"model": chat, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
     return f"""
 The first start made an organization, an operator and two API keys. They are shown only now, and kept in
-{made.path}:
+{settings.data_dir / FILE_NAME}:
 
-  operator   {credentials.operator_email}   password {credentials.operator_password}
-  live key   {credentials.api_key}
-  test key   {credentials.test_api_key}   (answered by the sandbox)
+  operator   {made.operator_email}   password {made.operator_password}
+  live key   {made.api_key}
+  test key   {made.test_api_key}   (answered by the sandbox)
 
 Try it:
 
-  curl {credentials.base_url}/v1/chat/completions \\
-    -H "Authorization: Bearer {credentials.api_key}" -H "Content-Type: application/json" \\
+  curl {made.base_url}/v1/chat/completions \\
+    -H "Authorization: Bearer {made.api_key}" -H "Content-Type: application/json" \\
     -d '{body}'
 """
