@@ -3,7 +3,8 @@
     ModelportError                              status, code, type: what the doors render
     ├── BadRequest              400  invalid_request_error      the request itself is wrong; never retried
     │   ├── BodyTooLarge        413  request_too_large
-    │   └── UnsupportedMedia    415  unsupported_media_type
+    │   ├── UnsupportedMedia    415  unsupported_media_type
+    │   └── ContextTooLong      400  context_length_exceeded    the prompt does not fit into the model's context
     ├── Unauthenticated         401  invalid_api_key
     ├── PermissionDenied        403  permission_denied
     ├── NotFound                404  not_found
@@ -68,6 +69,11 @@ class BodyTooLarge(BadRequest):
 class UnsupportedMedia(BadRequest):
     status, code = 415, "unsupported_media_type"
     title = "The content type is not supported"
+
+
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+    title = "The prompt is longer than the model's context"
 
 
 class Unauthenticated(ModelportError):

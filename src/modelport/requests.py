@@ -75,7 +75,7 @@ class ChatRequest(_Generation, kw_only=True):
 
 
 class CompletionRequest(_Generation, kw_only=True):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -88,7 +88,7 @@ class CompletionRequest(_Generation, kw_only=True):
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
     model: ModelName
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     user: str | None = None
