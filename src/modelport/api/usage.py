@@ -39,7 +39,7 @@ _UNITS = {
 
 
 class DurationsBody(BaseModel):
-    """Milliseconds, percentiles at most 1 % below the truth; null where nothing was measured."""
+    """Milliseconds, percentiles at most 1 % from the truth; null where nothing was measured."""
 
     mean: float | None
     p50: float | None
