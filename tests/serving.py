@@ -43,6 +43,15 @@ class Server:
         self._workers = workers
         self.process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Stop it; a test that went well must also see it end well."""
+        code = self.stop() if self.process is not None and self.process.poll() is None else 0
+        if kind is None:
+            assert code == 0, f"the server ended with {code}:\n{self.log[-4000:]}"
+
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -67,6 +76,8 @@ class Server:
         give_up = time.monotonic() + _START_TIMEOUT_S
         while not self._is_up(models):
             if self.process.poll() is not None or time.monotonic() > give_up:
+                self.process.kill()
+                self.process.wait()
                 raise AssertionError(f"the server did not come up:\n{self.log[-4000:]}")
             time.sleep(0.05)
         return self

@@ -27,9 +27,8 @@ PHOTOGRAPHS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("images")).start()
-    yield server
-    assert server.stop() == 0
+    with Server(tmp_path_factory.mktemp("images")) as server:
+        yield server
 
 
 def _photograph(package: str, path: str) -> Path:

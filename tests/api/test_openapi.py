@@ -20,9 +20,8 @@ backend = "sandbox"
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    server = Server(tmp_path_factory.mktemp("openapi"), config=CONFIG).start()
-    yield server.get("/openapi.json")[1]
-    server.stop()
+    with Server(tmp_path_factory.mktemp("openapi"), config=CONFIG) as server:
+        yield server.get("/openapi.json")[1]
 
 
 def test_it_is_valid_openapi_3_1(document: dict[str, Any]) -> None:

@@ -20,9 +20,8 @@ backend = "sandbox"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("docs"), config=CONFIG).start()
-    yield server
-    server.stop()
+    with Server(tmp_path_factory.mktemp("docs"), config=CONFIG) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,8 @@ IN_FLIGHT = 8
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("hangups")).start()
-    yield server
-    assert server.stop() == 0
+    with Server(tmp_path_factory.mktemp("hangups")) as server:
+        yield server
 
 
 async def test_hang_ups_are_charged_exactly_and_leave_nothing_behind(server: Server) -> None:

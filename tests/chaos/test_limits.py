@@ -28,9 +28,8 @@ CALLS = 3
 @pytest.fixture(params=["sqlite", "redis"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     url = request.getfixturevalue("redis_url") if request.param == "redis" else "sqlite"
-    server = Server(tmp_path, config=CONFIG, env={"MODELPORT_STATE__URL": url}, workers=WORKERS).start()
-    yield server
-    assert server.stop() == 0
+    with Server(tmp_path, config=CONFIG, env={"MODELPORT_STATE__URL": url}, workers=WORKERS) as server:
+        yield server
 
 
 async def test_a_hundred_requests_a_minute_are_a_hundred(server: Server) -> None:

@@ -27,9 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 id = "slow"
 backend = "sandbox"
 """
-    server = Server(tmp_path_factory.mktemp("sdk"), config=config).start()
-    yield server
-    assert server.stop() == 0, server.log[-3000:]
+    with Server(tmp_path_factory.mktemp("sdk"), config=config) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +134,7 @@ def test_tools_and_json_schema(client: OpenAI) -> None:
     assert calls
     assert calls[0].function.name == "weather"
     assert "city" in json.loads(calls[0].function.arguments)
-    schema = {
-        "name": "age",
-        "schema": {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]},
-    }
+    age = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
     structured = client.chat.completions.create(
         model=CHAT,
         messages=[{"role": "user", "content": "Ann is 31. How old is Ann?"}],
