@@ -21,7 +21,7 @@ from bench.build import CACHE, ROOT, Missing, Tools, build_tools, find_program
 from bench.calls import CHUNKS, Load, Loaded, Shape, WrongAnswer, probe
 from bench.figures import DIRECT, OURS, SCENARIOS, Figures, Measurement, Scenario, verdicts
 from bench.peers import PEERS, Place, Running, metered_calls
-from bench.processes import Watched
+from bench.processes import Watched, priority
 from bench.report import Memory, Run, ratio_table, render, verdict_table
 
 _PAGE = ROOT / "docs" / "performance.md"
@@ -229,9 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not set(names) <= set(PEERS):
         print(f"--peers knows {', '.join(PEERS)}", file=sys.stderr)
         return 2
-    os.nice(options.nice)
     try:
-        with started(names, keep=options.keep) as bench:
+        with priority(options.nice), started(names, keep=options.keep) as bench:
             figures = measure_all(bench, rounds=options.rounds, seconds=options.seconds)
             bench.check_metering()
             versions = {name: target.running.version for name, target in bench.targets.items()}

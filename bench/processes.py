@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -30,7 +30,7 @@ class Watched:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **environment},
-                start_new_session=True,
+                process_group=0,
             )
 
     def pids(self) -> list[int]:
@@ -86,6 +86,23 @@ class Watched:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+
+
+@contextlib.contextmanager
+def priority(nice: int) -> Iterator[None]:
+    """Inside, this process and all it starts have a priority changed by `nice`. Raises: PermissionError below zero."""
+    os.nice(nice)
+    # Where the kernel weighs sessions against each other, a process's own priority counts only inside its session.
+    group = Path("/proc/self/autogroup")
+    if not nice or not group.exists():
+        yield
+        return
+    before = group.read_text().split()[-1]
+    group.write_text(str(nice))
+    try:
+        yield
+    finally:
+        group.write_text(before)
 
 
 def free_port() -> int:
