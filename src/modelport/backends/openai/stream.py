@@ -117,11 +117,12 @@ class EventStream:
 
     def _plain(self, data: bytes) -> bytes:
         """The read with its names replaced, or nothing where it holds more than plain events."""
-        count = data.count(b"\n\n")
+        count = data.count(b"}\n\n")
         if (
             not self._learnt
             or not data.startswith(b"data: {")
             or data.count(b"\n") != 2 * count
+            or data.count(b'"choices"') != count
             or (count > 1 and data.count(b"\n\ndata: {") != count - 1)
             or b'"error"' in data
             or data.count(b'"finish_reason"') != (data.count(self._finish_null) if self._finish_null else 0)

@@ -204,7 +204,8 @@ class HttpPool:
         except ssl.SSLError as error:
             raise UpstreamFailed(f"{self._who()} failed the TLS handshake", internal=str(error)) from None
         except OSError as error:
-            raise UpstreamFailed(f"{self._who()} can't be reached", internal=str(error)) from None
+            where = f"{self._host}:{self._port}"
+            raise UpstreamFailed(f"{self._who()} can't be reached", internal=f"{where}: {error}") from None
         if not connection.lost:
             self._all.add(connection)
             return connection

@@ -34,6 +34,7 @@ class Response:
         "headers",
         "limit_bytes",
         "received_bytes",
+        "released",
         "source",
         "status",
         "waiter",
@@ -49,6 +50,7 @@ class Response:
         self.received_bytes = 0
         self.limit_bytes = limit_bytes
         self.done = False
+        self.released = False
         self.error: ModelportError | None = None
         self.waiter: asyncio.Future[None] | None = None
         # Set while the caller waits for the complete body, so that it is woken once and not for each piece.
@@ -100,14 +102,16 @@ class Response:
         return data
 
     def close(self) -> None:
-        """Done with it. A body that has not ended is hung up on, which the upstream sees at once. Idempotent."""
-        if not self.done:
+        """Done with it. A body that has not ended is hung up on, which the upstream sees at once. Idempotent, and
+        without effect after `release`."""
+        if not (self.done or self.released):
             self.source.abandon()
 
     def release(self) -> None:
         """Done with it, and the body is all but over: its rest is read and dropped, so that the connection can be
         kept. One that doesn't end soon is hung up on."""
-        if not self.done:
+        if not (self.done or self.released):
+            self.released = True
             self.source.drain()
 
     def wake(self) -> None:
