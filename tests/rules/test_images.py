@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -168,10 +169,8 @@ def test_base64_may_have_line_breaks_and_come_as_an_object_or_data_url() -> None
 def test_no_bytes_at_all_break_it(noise: bytes, start: bytes) -> None:
     """Whatever comes is a picture or a BadRequest, never another exception."""
     for data in (noise, start[: len(noise)] + noise, start[: len(start) // 2] + noise + start[len(start) // 2 :]):
-        try:
+        with contextlib.suppress(BadRequest):
             assert pixels(data).shape == (32, 32, 3)
-        except BadRequest:
-            pass
 
 
 @given(st.text(max_size=200))

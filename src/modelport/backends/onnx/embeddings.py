@@ -117,7 +117,7 @@ class EmbeddingRunner:
             raise BadRequest("The input is empty: send a text, or a list of texts.", param="input")
         if isinstance(given[0], int):
             return [self._framed(given, "input")]
-        check_count(given, self._options.max_inputs or _MAX_INPUTS)
+        check_count(given, self._options.max_inputs or _MAX_INPUTS, param="input")
         if isinstance(given[0], list):
             return [self._framed(tokens, f"input[{index}]") for index, tokens in enumerate(given)]
         return self._tokenised(given)

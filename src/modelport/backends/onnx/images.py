@@ -46,7 +46,7 @@ class ImageRunner:
         check_options(call.request.options, _OPTIONS)
         top_k = self._top_k(call.request.options.get("top_k"))
         inputs = call.request.inputs
-        check_count(inputs, self._options.max_inputs or _MAX_INPUTS)
+        check_count(inputs, self._options.max_inputs or _MAX_INPUTS, param="inputs")
         rows = [self._pixels(value, f"inputs[{index}]") for index, value in enumerate(inputs)]
         return Prepared(rows, Usage(images=len(rows)), top_k)
 

@@ -52,10 +52,10 @@ class Runner(Protocol):
         ...
 
 
-def check_count(inputs: Sequence[Any], most: int) -> None:
+def check_count(inputs: Sequence[Any], most: int, *, param: str) -> None:
     """Raises: BadRequest when a call has more inputs than the model takes."""
     if len(inputs) > most:
-        raise BadRequest(f"{len(inputs)} inputs are too many: at most {most} in one call.", param="inputs")
+        raise BadRequest(f"{len(inputs)} inputs are too many: at most {most} in one call.", param=param)
 
 
 def check_options(options: dict[str, Any], known: frozenset[str]) -> None:

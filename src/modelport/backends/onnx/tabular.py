@@ -50,7 +50,7 @@ class TabularRunner:
     def prepare(self, call: Call) -> Prepared:
         check_options(call.request.options, frozenset())
         inputs = call.request.inputs
-        check_count(inputs, self._options.max_inputs or _MAX_INPUTS)
+        check_count(inputs, self._options.max_inputs or _MAX_INPUTS, param="inputs")
         return Prepared([self._row(value, f"inputs[{index}]") for index, value in enumerate(inputs)], Usage())
 
     def joins(self, batch: Sequence[Any], row: Any) -> bool:
