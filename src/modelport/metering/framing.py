@@ -65,7 +65,8 @@ def _record_at(data: bytes, offset: int) -> Record | None:
         return None
     mark, length, checksum = _HEADER.unpack_from(data, offset)
     end = begin + length
-    if mark != MARK or length > MAX_RECORD_BYTES or end > len(data):
+    # No record is empty: a mark before zeros would read as one, since the checksum of nothing is zero.
+    if mark != MARK or not 0 < length <= MAX_RECORD_BYTES or end > len(data):
         return None
     payload = data[begin:end]
     return Record(payload, offset, end) if zlib.crc32(payload) == checksum else None
