@@ -1,0 +1,63 @@
+"""How answers are sampled: what the caller asked for, over the model row's options, over our own table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelport.backends.llamacpp.options import LlamaCppOptions
+from modelport.errors import BadRequest
+from modelport.requests import ChatRequest, CompletionRequest
+
+# Chosen with bench/sampling.py; docs/guides/local-llm.md tells how. The names are llama.cpp's.
+DEFAULT_SAMPLING: dict[str, float] = {
+    "temperature": 0.3,
+    "top_k": 40,
+    "top_p": 0.9,
+    "min_p": 0.05,
+    "repeat_penalty": 1.1,
+    "repeat_last_n": 256,
+}
+_SEED_BITS = 0x7FFFFFFF
+_MAX_BIAS = 100
+
+
+def sampling_for(request: ChatRequest | CompletionRequest, options: LlamaCppOptions) -> dict[str, Any]:
+    """llama.cpp's sampling fields for one request. Raises: BadRequest."""
+    body: dict[str, Any] = {**DEFAULT_SAMPLING, **options.sampling}
+    for name in ("temperature", "top_p", "frequency_penalty", "presence_penalty"):
+        value = getattr(request, name)
+        if value is not None:
+            body[name] = value
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if stop:
+        body["stop"] = [text for text in stop if text]
+    if request.logit_bias:
+        body["logit_bias"] = _bias(request.logit_bias)
+    probabilities = _probabilities(request)
+    if probabilities:
+        body["n_probs"] = probabilities
+    return body
+
+
+def seed_for(request: ChatRequest | CompletionRequest, choice: int) -> int | None:
+    """The seed of one choice, or None for a random one; choices of one call differ from each other."""
+    return None if request.seed is None else (request.seed + choice) & _SEED_BITS
+
+
+def _bias(biases: dict[str, float]) -> list[list[float]]:
+    out = []
+    for token, bias in biases.items():
+        if not token.isascii() or not token.isdigit() or len(token) > 9:
+            raise BadRequest("logit_bias maps token numbers to values.", param="logit_bias")
+        if not -_MAX_BIAS <= bias <= _MAX_BIAS:
+            raise BadRequest("A bias is between -100 and 100.", param="logit_bias")
+        out.append([int(token), bias])
+    return out
+
+
+def _probabilities(request: ChatRequest | CompletionRequest) -> int:
+    if isinstance(request, CompletionRequest):
+        return 0 if request.logprobs is None else max(request.logprobs, 1)
+    if request.top_logprobs and not request.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+    return max(request.top_logprobs or 0, 1) if request.logprobs else 0
