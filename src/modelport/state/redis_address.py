@@ -39,10 +39,15 @@ def parse_address(url: str) -> Address:
     path = parts.path.strip("/") or "0"
     if not path.isdigit():
         raise ValueError("the path of a Redis URL is the number of a database, such as /0")
+    try:
+        port = parts.port or _DEFAULT_PORT
+    except ValueError:
+        # Its own words would show a piece of a password that holds a slash.
+        raise ValueError("the Redis URL has no valid port; percent-encode /, @ and : in a password") from None
     password = unquote(parts.password or "")
     return Address(
         host=parts.hostname or "127.0.0.1",
-        port=parts.port or _DEFAULT_PORT,
+        port=port,
         database=int(path),
         # Redis calls the user of a bare password `default`.
         username=unquote(parts.username or "") or ("default" if password else ""),

@@ -180,6 +180,11 @@ class SqliteState:
     def _take(self, file: sqlite3.Connection, id: str, buckets: Sequence[Bucket], fence: str) -> Taken:
         # The clock is read under the lock, so that a process that waited for it does not bring an older time.
         now_us = self._clock.now_us()
+        # Before anything is counted: a process that was stopped for long counts its own holds first.
+        if (self._drifted or now_us >= self._owner_expires_us - _micros(RENEW_INTERVAL_S)) and not all(
+            bucket.window_s for bucket in buckets
+        ):
+            self._renew(file)
         meters = self._meters(file, buckets, now_us)
         value = self._fence(file, fence, now_us) if fence else 0
         taken = take_all(id, buckets, meters, now_us=now_us, fence=value)
@@ -189,7 +194,7 @@ class SqliteState:
                 if isinstance(meter, Window):
                     rows.append(_row(bucket, meter))
                 elif bucket.amount:
-                    self._hold(file, bucket, now_us)
+                    file.execute(_HOLD, (bucket.key, self._owner, bucket.amount))
             if rows:
                 file.executemany(_PUT_RATE, rows)
             self._sweep(file, now_us)
@@ -210,11 +215,6 @@ class SqliteState:
                 _load(window, row)
             meters.append(window)
         return meters
-
-    def _hold(self, file: sqlite3.Connection, bucket: Bucket, now_us: int) -> None:
-        if self._drifted or now_us >= self._owner_expires_us - _micros(RENEW_INTERVAL_S):
-            self._renew(file)
-        file.execute(_HOLD, (bucket.key, self._owner, bucket.amount))
 
     def _settle(self, file: sqlite3.Connection, found: Sequence[tuple[Bucket, int, int]]) -> None:
         for bucket, mark, change in found:

@@ -9,10 +9,10 @@ local function held(prefix, key, me, now)
   for i = 1, #counts, 2 do owners[#owners + 1] = counts[i] end
   local expiries, total = redis.call('HMGET', prefix .. 'owners', unpack(owners)), 0
   for i = 2, #owners do
-    if expiries[i] and tonumber(expiries[i]) > now then
-      total = total + tonumber(counts[2 * (i - 1)])
-    else
+    if not expiries[i] then
       redis.call('HDEL', name, owners[i])
+    elseif tonumber(expiries[i]) > now then
+      total = total + tonumber(counts[2 * (i - 1)])
     end
   end
   return total, expiries[1] and tonumber(expiries[1]) > now
