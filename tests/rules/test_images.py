@@ -20,7 +20,7 @@ from modelport.errors import BadRequest
 
 # As in the platform itself, where pytest's own filters would take precedence.
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\..*")
-LIMITS = PictureLimits(max_bytes=20_000_000, max_pixels=50_000_000)
+LIMITS = PictureLimits(max_bytes=20_000_000, max_pixels=51_000_000)
 
 
 def pixels(value: object) -> np.ndarray:

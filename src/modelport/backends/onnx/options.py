@@ -37,7 +37,7 @@ class OnnxOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     crop_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.875
     size: _Positive | None = None
     top_k: _Positive = 5
-    max_pixels: _Positive = 50_000_000
+    max_pixels: _Positive = 51_000_000  # JPEG, which is decoded small; a third of it for the others.
     max_image_bytes: _Positive = 20_000_000
 
     # Tabular data.

@@ -161,7 +161,7 @@ def _check_dimensions(image: Image.Image, limits: PictureLimits, param: str) -> 
     width, height = image.size
     # Only a JPEG that is no progressive one can be decoded small, without ever being held whole.
     scalable = image.format == "JPEG" and not image.info.get("progressive")
-    most = limits.max_pixels if scalable else limits.max_pixels // 2
+    most = limits.max_pixels if scalable else limits.max_pixels // 3
     if width < 1 or height < 1:
         raise BadRequest("The picture has no pixels.", param=param)
     if width * height > most or max(width, height) > _MAX_SIDE:
