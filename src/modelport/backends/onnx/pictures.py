@@ -44,7 +44,7 @@ _MAX_SIDE = 65_535
 # Of pictures from this size on one is decoded at a time, so that memory stays flat however many arrive at once.
 _LARGE_PIXELS = 4_000_000
 _one_large = threading.Lock()
-# Everything that Pillow's decoders raise on broken files, found in its sources and by fuzzing.
+# What Pillow's decoders raise on broken files; a property test looks for more.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
