@@ -38,13 +38,10 @@ class Database:
     and rolls back on an error; `connect` sees one state of the data throughout and never writes.
     """
 
-    def __init__(
-        self, place: Place, *, writer: AsyncEngine, reader: AsyncEngine, connect_errors: tuple[type[Exception], ...]
-    ) -> None:
+    def __init__(self, place: Place, *, writer: AsyncEngine, reader: AsyncEngine) -> None:
         self.place = place
         self._writer = writer
         self._reader = reader
-        self._connect_errors = connect_errors
 
     @property
     def dialect(self) -> str:
@@ -60,7 +57,7 @@ class Database:
         """
         with _translated():
             async with AsyncExitStack() as stack:
-                with _connecting(self._connect_errors):
+                with _connecting():
                     conn = await stack.enter_async_context(self._writer.begin())
                 yield conn
 
@@ -69,7 +66,7 @@ class Database:
         """A transaction that only reads. Raises: Unavailable, as `begin`."""
         with _translated():
             async with AsyncExitStack() as stack:
-                with _connecting(self._connect_errors):
+                with _connecting():
                     conn = await stack.enter_async_context(self._reader.connect())
                 yield conn
 
@@ -80,9 +77,8 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
+        await self._reader.dispose()
         await self._writer.dispose()
-        if self._reader is not self._writer:
-            await self._reader.dispose()
 
 
 def open_database(url: str, *, data_dir: Path, pool_size: int) -> Database:
@@ -95,14 +91,11 @@ def open_database(url: str, *, data_dir: Path, pool_size: int) -> Database:
         place.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         writer = _sqlite_engine(place, connections=1, begin="BEGIN IMMEDIATE", query_only=False)
         reader = _sqlite_engine(place, connections=SQLITE_READERS, begin="BEGIN", query_only=True)
-        return Database(place, writer=writer, reader=reader, connect_errors=(OSError,))
+        return Database(place, writer=writer, reader=reader)
     return _open_server(place, pool_size=pool_size)
 
 
 def _open_server(place: Place, *, pool_size: int) -> Database:
-    # Imported only where it is used: an installation on SQLite starts without it.
-    import asyncpg  # type: ignore[import-untyped]
-
     engine = create_async_engine(
         place.url,
         pool_size=pool_size,
@@ -112,8 +105,9 @@ def _open_server(place: Place, *, pool_size: int) -> Database:
         pool_pre_ping=True,
         connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, **place.connect_args},
     )
-    errors = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-    return Database(place, writer=engine, reader=engine, connect_errors=errors)
+    # The same connections; the server is told with each BEGIN, so it costs no round trip.
+    reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return Database(place, writer=engine, reader=reader)
 
 
 def _sqlite_engine(place: Place, *, connections: int, begin: str, query_only: bool) -> AsyncEngine:
@@ -143,11 +137,11 @@ def _sqlite_engine(place: Place, *, connections: int, begin: str, query_only: bo
 
 
 @contextmanager
-def _connecting(errors: tuple[type[Exception], ...]) -> Iterator[None]:
+def _connecting() -> Iterator[None]:
     """What goes wrong before there is a connection is always the server's or the network's doing."""
     try:
         yield
-    except errors as error:
+    except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         raise _unavailable(error) from error
 
 

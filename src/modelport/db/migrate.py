@@ -85,7 +85,11 @@ async def _revision(conn: AsyncConnection) -> str:
     if conn.dialect.name == "sqlite":
         exists = sa.text("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")
     else:
-        exists = sa.text("SELECT to_regclass('alembic_version')::text")
+        # Read as a table of its own: to_regclass() answers from a cache that waiting for the lock leaves stale.
+        exists = sa.text(
+            "SELECT relname FROM pg_class WHERE relname = 'alembic_version' "
+            "AND relnamespace = current_schema()::regnamespace"
+        )
     if (await conn.execute(exists)).scalar() is None:
         return ""
     revision: str = (await conn.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() or ""
