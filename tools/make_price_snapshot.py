@@ -18,6 +18,7 @@ from typing import Any
 TARGET = Path(__file__).parent.parent / "src/modelport/metering/price_snapshot.json"
 # Resellers with hundreds of rows each; whoever uses them sets prices of their own.
 LEFT_OUT = {"openrouter", "cursor", "github-copilot", "openai-decisions", "vercel"}
+_NANO_DOLLAR = Decimal("0.000000001")
 
 
 def main() -> None:
@@ -53,7 +54,8 @@ def _rows(model: Any) -> list[tuple[str, list[str | None]]]:
 def _usd(price: Any, name: str) -> str | None:
     value = getattr(price, name, None)
     value = getattr(value, "base", value)
-    return None if value is None else format(Decimal(value).normalize(), "f")
+    # The origin holds residues of binary fractions, such as 0.18000000000000002; money here ends at a nano-dollar.
+    return None if value is None else format(Decimal(value).quantize(_NANO_DOLLAR).normalize(), "f")
 
 
 def _equals(clause: Any) -> list[str]:
