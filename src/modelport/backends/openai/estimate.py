@@ -60,9 +60,9 @@ def _attachment_bytes(part: dict[str, Any]) -> int | None:
 
 def _texts(call: Call, name: str, value: str | list[Any]) -> int:
     """Tokens of a text, of texts, or of inputs that are token ids already."""
-    if isinstance(value, list) and value and isinstance(value[0], int):
+    if isinstance(value, list) and all(isinstance(item, int) for item in value):
         return len(value)
-    if isinstance(value, list) and value and isinstance(value[0], list):
+    if isinstance(value, list) and all(isinstance(item, list) for item in value):
         return sum(len(ids) for ids in value)
     return _tokens(_size_bytes(call, name))
 

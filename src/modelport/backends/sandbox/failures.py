@@ -9,6 +9,7 @@ from modelport.errors import (
     BodyTooLarge,
     CallTimeout,
     Conflict,
+    ContextTooLong,
     Internal,
     LimitExceeded,
     ModelLoading,
@@ -30,10 +31,6 @@ _TEXT = "The sandbox failed as it was asked to"
 
 def _limit() -> ModelportError:
     return LimitExceeded(_TEXT, kind="requests", retry_after_s=RETRY_AFTER_S)
-
-
-def _rejected(code: str, param: str, message: str) -> Callable[[], ModelportError]:
-    return lambda: UpstreamRejected(message, status=400, code=code, type="invalid_request_error", param=param)
 
 
 FAILURES: dict[str, Callable[[], ModelportError]] = {
@@ -60,10 +57,10 @@ FAILURES: dict[str, Callable[[], ModelportError]] = {
     "overloaded": lambda: Overloaded(_TEXT, retry_after_s=RETRY_AFTER_S),
     "model_loading": lambda: ModelLoading(_TEXT, retry_after_s=RETRY_AFTER_S),
     "timeout": lambda: CallTimeout(_TEXT),
-    "context_length_exceeded": _rejected(
-        "context_length_exceeded", "messages", "The sandbox pretends that its context is too short for this request"
+    "context_length_exceeded": lambda: ContextTooLong(_TEXT, param="messages"),
+    "content_filter": lambda: UpstreamRejected(
+        _TEXT, status=400, code="content_filter", type="invalid_request_error", param="messages"
     ),
-    "content_filter": _rejected("content_filter", "messages", "The sandbox pretends that a content filter refused"),
 }
 
 

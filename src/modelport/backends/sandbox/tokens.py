@@ -42,9 +42,9 @@ def count_input(call: Call) -> int:
 
 def prompts_of(value: str | list[Any]) -> list[str | list[int]]:
     """One prompt or several, each a text or token ids, as a list of prompts."""
-    if isinstance(value, str) or (value and isinstance(value[0], int)):
+    if isinstance(value, str) or (value and all(isinstance(item, int) for item in value)):
         return [value]
-    return value
+    return [[item] if isinstance(item, int) else item for item in value]
 
 
 def text_of(content: str | list[dict[str, Any]] | None) -> str:
