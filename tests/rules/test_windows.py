@@ -15,6 +15,11 @@ from modelport.state.windows import Holds, Meter, Window, changes, check, sub_wi
 _START_US = 1_767_225_600_000_000
 
 
+def _take(bucket: Bucket, window: Window, now_us: int) -> Taken:
+    window.advance(now_us)
+    return take_all("c", [bucket], [window], now_us=now_us, fence=0)
+
+
 @dataclass
 class _Entry:
     """What one take that passed counts for, in the reference model."""
@@ -50,7 +55,7 @@ def test_no_stretch_of_the_window_exceeds_the_limit_and_room_comes_back_in_time(
                     entry.amount += change
         elif step[0] == "take":
             bucket = Bucket("k", "rpm", limit, window_s, step[1])
-            taken = take_all("c", [bucket], [window], now_us=now_us, fence=0)
+            taken = _take(bucket, window, now_us)
             exact = sum(entry.amount for entry, _ in entries if entry.at_us > now_us - window_us)
             late_us = sub_window_us(window_s)
             lenient = sum(entry.amount for entry, _ in entries if entry.at_us > now_us - window_us - late_us)
@@ -74,13 +79,13 @@ def test_a_refused_take_passes_after_retry_after_and_not_a_microsecond_sooner(
     for wait_us, amount in takes:
         now_us += wait_us
         bucket = Bucket("k", "rpm", limit, window_s, amount)
-        taken = take_all("c", [bucket], [window], now_us=now_us, fence=0)
+        taken = _take(bucket, window, now_us)
         if not taken.allowed:
             assert taken.retry_after_s is not None
             retry_us = now_us + round(taken.retry_after_s * 1_000_000)
-            assert not take_all("c", [bucket], [window], now_us=retry_us - 1, fence=0).allowed
+            assert not _take(bucket, window, retry_us - 1).allowed
             now_us = retry_us
-            taken = take_all("c", [bucket], [window], now_us=now_us, fence=0)
+            taken = _take(bucket, window, now_us)
             assert taken.allowed
         reset_us = now_us + round(taken.levels[0].reset_s * 1_000_000)
         probe = Window(window_s, 0)
@@ -94,24 +99,24 @@ def test_a_refused_take_passes_after_retry_after_and_not_a_microsecond_sooner(
 def test_two_bursts_around_an_edge_share_one_limit() -> None:
     window = Window(60, _START_US)
     bucket = Bucket("k", "rpm", 100, 60, 100)
-    assert take_all("a", [bucket], [window], now_us=_START_US + 59_999_999, fence=0).allowed
-    assert not take_all("b", [bucket], [window], now_us=_START_US + 60_000_000, fence=0).allowed
-    assert not take_all("b", [bucket], [window], now_us=_START_US + 119_999_999, fence=0).allowed
-    assert take_all("b", [bucket], [window], now_us=_START_US + 120_000_000, fence=0).allowed
+    assert _take(bucket, window, _START_US + 59_999_999).allowed
+    assert not _take(bucket, window, _START_US + 60_000_000).allowed
+    assert not _take(bucket, window, _START_US + 119_999_999).allowed
+    assert _take(bucket, window, _START_US + 120_000_000).allowed
 
 
 def test_a_clock_that_is_set_back_forgets_nothing_and_keeps_nothing_forever() -> None:
     window = Window(60, _START_US)
     bucket = Bucket("k", "rpm", 10, 60, 10)
-    assert take_all("a", [bucket], [window], now_us=_START_US, fence=0).allowed
+    assert _take(bucket, window, _START_US).allowed
     for back_s in (1, 59, 86_400):
         now_us = _START_US - back_s * 1_000_000
-        refused = take_all("b", [bucket], [window], now_us=now_us, fence=0)
+        refused = _take(bucket, window, now_us)
         assert not refused.allowed
         assert refused.retry_after_s is not None
         assert refused.retry_after_s <= 2 * 61
     now_us = _START_US - 86_400_000_000 + 61_000_000
-    assert take_all("c", [bucket], [window], now_us=now_us, fence=0).allowed
+    assert _take(bucket, window, now_us).allowed
 
 
 @pytest.mark.parametrize("window_s", [1, 7, 59, 60, 61, 3_600, 86_400])

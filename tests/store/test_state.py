@@ -425,6 +425,7 @@ async def test_every_state_keeps_the_same_rule(
                 model.correct(mark, change)
         elif step[0] == "take":
             bucket = Bucket(key, "rpm", limit, window_s, int(step[1]))
+            model.advance(world.clock.now_us())
             expected = take_all("c", [bucket], [model], now_us=world.clock.now_us(), fence=0)
             taken = await world.state.take("c", [bucket])
             assert (taken.refused, taken.retry_after_s) == (expected.refused, expected.retry_after_s)

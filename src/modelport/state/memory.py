@@ -71,8 +71,6 @@ class MemoryState:
     async def peek(self, buckets: Sequence[Bucket]) -> list[Level]:
         now_us = self._now_us()
         meters = [self._meter(bucket, now_us) for bucket in buckets]
-        for meter in meters:
-            meter.advance(now_us)
         return [level(bucket, meter, now_us) for bucket, meter in zip(buckets, meters, strict=True)]
 
     async def raise_fence(self, name: str) -> int:

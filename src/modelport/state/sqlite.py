@@ -212,7 +212,7 @@ class SqliteState:
             if row is None:
                 self._added += 1
             else:
-                _load(window, row)
+                _load(window, row).advance(now_us)
             meters.append(window)
         return meters
 
@@ -231,8 +231,6 @@ class SqliteState:
     def _peek(self, file: sqlite3.Connection, buckets: Sequence[Bucket]) -> list[Level]:
         now_us = self._clock.now_us()
         meters = self._meters(file, buckets, now_us)
-        for meter in meters:
-            meter.advance(now_us)
         return [level(bucket, meter, now_us) for bucket, meter in zip(buckets, meters, strict=True)]
 
     def _fence(self, file: sqlite3.Connection, name: str, now_us: int) -> int:
@@ -325,7 +323,10 @@ def _micros(seconds: float) -> int:
 
 
 _GET_RATE = "SELECT newest, total, amounts FROM rates WHERE key = ?"
-_PUT_RATE = "INSERT OR REPLACE INTO rates (key, newest, total, amounts, expires_us) VALUES (?, ?, ?, ?, ?)"
+# An update in place: replacing the row would delete it and put it back, at half as much again.
+_PUT_RATE = """INSERT INTO rates (key, newest, total, amounts, expires_us) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET newest = excluded.newest, total = excluded.total, amounts = excluded.amounts,
+    expires_us = excluded.expires_us"""
 _NEXT_RATES = "SELECT key, expires_us FROM rates WHERE key > ? ORDER BY key LIMIT ?"
 _COUNT_HELD = """SELECT sum(count) FROM holds JOIN owners USING (owner) WHERE key = ? AND expires_us > ?"""
 _HOLD = """INSERT INTO holds (key, owner, count) VALUES (?, ?, ?)

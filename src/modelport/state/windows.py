@@ -101,12 +101,10 @@ class Holds:
     """
 
     __slots__ = ("total",)
+    newest = 0
 
     def __init__(self, total: int) -> None:
         self.total = total
-
-    def advance(self, now_us: int) -> int:
-        return 0
 
     def add(self, amount: int) -> None:
         self.total += amount
@@ -133,11 +131,21 @@ def check(buckets: Sequence[Bucket]) -> None:
 
 
 def take_all(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now_us: int, fence: int) -> Taken:
-    """Add every bucket's amount to its meter when all have room, else change nothing but the passing of time."""
+    """Add every bucket's amount to its meter when all have room, else to none. The meters are as of `now_us`."""
+    for bucket, meter in zip(buckets, meters, strict=True):
+        if meter.total + bucket.amount > bucket.limit:
+            return _refusal(id, buckets, meters, now_us=now_us, fence=fence)
+    levels, marks = [], []
+    for bucket, meter in zip(buckets, meters, strict=True):
+        meter.add(bucket.amount)
+        levels.append(level(bucket, meter, now_us))
+        marks.append(meter.newest)
+    return Taken(id, levels, -1, 0.0, now_us, fence, marks)
+
+
+def _refusal(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now_us: int, fence: int) -> Taken:
     refused, wait_us, fits = -1, 0, True
-    marks = []
     for position, (bucket, meter) in enumerate(zip(buckets, meters, strict=True)):
-        marks.append(meter.advance(now_us))
         excess = meter.total + bucket.amount - bucket.limit
         if excess > 0:
             if refused < 0:
@@ -146,17 +154,14 @@ def take_all(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now
                 fits = False
             else:
                 wait_us = max(wait_us, meter.free_in_us(excess, now_us))
-    if refused < 0:
-        for bucket, meter in zip(buckets, meters, strict=True):
-            meter.add(bucket.amount)
     levels = [level(bucket, meter, now_us) for bucket, meter in zip(buckets, meters, strict=True)]
-    retry_after_s = wait_us / 1_000_000 if fits else None
-    return Taken(id, levels, refused, retry_after_s if refused >= 0 else 0.0, now_us, fence, marks)
+    return Taken(id, levels, refused, wait_us / 1_000_000 if fits else None, now_us, fence)
 
 
 def level(bucket: Bucket, meter: Meter, now_us: int) -> Level:
-    """What is left of the bucket; `meter` has been advanced to `now_us`."""
-    return Level(bucket, max(0, bucket.limit - meter.total), meter.empty_in_us(now_us) / 1_000_000)
+    """What is left of the bucket; the meter is as of `now_us`."""
+    left = bucket.limit - meter.total
+    return Level(bucket, left if left > 0 else 0, meter.empty_in_us(now_us) / 1_000_000)
 
 
 def changes(taken: Taken, amounts: Sequence[int]) -> list[tuple[Bucket, int, int]]:
