@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy.exc
 import structlog
 
-from modelport.calls import Call, Usage
+from modelport.calls import Call
 from modelport.db.engine import Database
 from modelport.errors import BadRequest, Unavailable
 from modelport.kit.clock import Clock
@@ -126,10 +126,9 @@ class Ledger:
                 retry_after_s=5.0,
                 internal=f"the journal can't be written: {error}",
             ) from error
-        self._metrics.in_flight.set(self._journal.open_calls)
 
     def close(self, event: UsageEvent) -> None:
-        """Record a call's end and count it. Never raises: what can't be written stays in memory until committed.
+        """Record a call's end. Never raises: what can't be written stays in memory until committed.
 
         An event without an `open` before it is recorded as well.
         """
@@ -144,15 +143,6 @@ class Ledger:
                 self._behind = position
         self._some.set()
         self._unsynced.set()
-        self._metrics.in_flight.set(self._journal.open_calls)
-        self._metrics.call_ended(
-            event.endpoint,
-            event.model,
-            event.status,
-            latency_us=event.latency_us,
-            first_token_us=event.first_token_us,
-            usage=Usage(event.input_tokens, event.output_tokens, event.cached_tokens),
-        )
 
     async def flush(self) -> None:
         """Return when everything that this process closed before is in the database, and what dead processes left.

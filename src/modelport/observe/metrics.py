@@ -36,7 +36,7 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """Every metric of one process; the functions below speak to the one that counts. Concurrency: any thread."""
+    """Every metric of one process. Concurrency: any thread."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -157,6 +157,12 @@ class Metrics:
         self._cpu.set(usage.ru_utime + usage.ru_stime)
         self._memory.set(_resident_bytes())
 
+    async def observe_forever(self) -> None:
+        """Keep this process's own gauges fresh, for the worker that happens to be asked for all. Until cancelled."""
+        while True:
+            self.observe_process()
+            await asyncio.sleep(PROCESS_INTERVAL_S)
+
     def render(self) -> bytes:
         """The text of `/metrics`: this process's values, or all workers' where they share a directory."""
         self.observe_process()
@@ -181,32 +187,6 @@ class Metrics:
 def process_metrics() -> Metrics:
     """This process's metrics, made when first asked for."""
     return Metrics()
-
-
-def request(route: str, status: int, seconds: float) -> None:
-    """Count one HTTP request; `route` is a route's template, never a path."""
-    process_metrics().request(route, status, seconds)
-
-
-def refused(code: str) -> None:
-    """Count a call that was turned away; `code` is an error's."""
-    process_metrics().refused(code)
-
-
-def render() -> bytes:
-    """The text of `/metrics`."""
-    return process_metrics().render()
-
-
-def start_process_gauges() -> asyncio.Task[None]:
-    """Note this process's processor time and memory every few seconds, until the task is cancelled."""
-    return asyncio.create_task(_observe_forever(), name="process-gauges")
-
-
-async def _observe_forever() -> None:
-    while True:
-        process_metrics().observe_process()
-        await asyncio.sleep(PROCESS_INTERVAL_S)
 
 
 def _resident_bytes() -> int:
