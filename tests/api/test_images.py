@@ -59,7 +59,7 @@ def test_the_right_label_is_in_the_top_three_by_every_way_in(
             timeout=30,
         ).content,
     ]
-    command = [sys.executable, "-m", "modelport.cli", "classify", str(file), "--json", "--top-k", "3"]
+    command = [sys.executable, "-m", "modelport.cli", "classify", str(file), "--json", "--top", "3"]
     command += ["--base-url", server.base_url, "--api-key", key]
     printed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     bodies = [json.loads(answer)["predictions"] for answer in answers]

@@ -26,7 +26,14 @@ def chromium() -> str:
 
 def arguments() -> list[str]:
     """Flags for a headless run; the sandbox needs rights that root in a container lacks."""
-    flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    flags = [
+        "--headless",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-quic",
+        "--disable-background-networking",
+    ]
     return [*flags, "--no-sandbox"] if os.getuid() == 0 else flags
 
 

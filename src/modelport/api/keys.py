@@ -83,14 +83,18 @@ class KeyCreate(BaseModel):
     project_id: Annotated[str, Field(max_length=64)] | None = Field(None, description="Null: your own key's project.")
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
 class KeyPatch(BaseModel):
     """What is to be different. A member that is left out stays as it is; `limits` is replaced as a whole."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "production"}]})
 
-    # Neither can be null; their defaults only mark them as optional.
-    name: _Name = ""
-    scopes: _Scopes = []
+    # Neither can be null; their defaults only mark them as optional, and are no values that could be sent.
+    name: _Name = Field("", json_schema_extra=_without_default)
+    scopes: _Scopes = Field([], json_schema_extra=_without_default)
     models: _Models | None = None
     limits: KeyLimits | None = None
     allowed_ips: _Addresses | None = None

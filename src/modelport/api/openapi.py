@@ -104,13 +104,13 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill_examples(document: dict[str, Any]) -> None:
-    """Give each JSON answer without an example the one of its schema, so that every operation shows one."""
+    """Give each body without an example the one of its schema, so that every operation shows one."""
     schemas = document["components"]["schemas"]
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
-            for response in operation["responses"].values():
-                for media in response.get("content", {}).values():
+            for holder in (operation.get("requestBody", {}), *operation["responses"].values()):
+                for media in holder.get("content", {}).values():
                     if "example" not in media and "examples" not in media:
                         media["example"] = _example(media.get("schema", {}), schemas, 0)
 
