@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.staticfiles import StaticFiles
 
+from modelport.api.error_advice import ADVICE
 from modelport.api.openapi import build
 from modelport.api.responses import errors
 from modelport.errors import ModelportError, NotFound
@@ -129,10 +130,18 @@ async def explain(code: str) -> Response:
     kind = kinds.get(code)
     if kind is None:
         raise NotFound(f"There is no error code {code!r}.")
-    text = escape((kind.__doc__ or kind.title).strip())
-    advice = "Repeat the call after the time in Retry-After." if kind.status in (429, 503) else ""
-    body = f"<h1>{kind.status} {escape(kind.code)}</h1><p>{escape(kind.title)}.</p><p>{text}</p><p>{advice}</p>"
-    return _page(head="", body=body, scripts="")
+    happened, to_do = ADVICE.get(code, (kind.title, ""))
+    body = (
+        f"<h1><code>{escape(kind.code)}</code></h1><p class='lead'>{escape(kind.title)}. Status {kind.status}.</p>"
+        f"<h2>What happened</h2><p>{_words(happened)}</p><h2>What to do</h2><p>{_words(to_do)}</p>"
+    )
+    return _page(head='<link rel="stylesheet" href="/static/own/page.css">', body=body, scripts="")
+
+
+def _words(text: str) -> str:
+    """Text of the catalogue as HTML: what stands between backticks is code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))
 
 
 @router.get(
