@@ -17,6 +17,7 @@ from modelport.metering import journal as journal_module
 from modelport.metering import ledger as ledger_module
 from modelport.metering.framing import frame
 from modelport.metering.journal import CLOSE, Journal, JournalFull
+from modelport.metering.neighbours import Neighbours
 from modelport.metering.recovery import Recovered, recover_orphans
 from modelport.metering.store import insert_events
 from tests.store.metering import call, event, ledger
@@ -320,3 +321,27 @@ async def test_every_way_to_sync_commits(any_database: Database, tmp_path: Path,
         books.close(event("a"))
         await books.flush()
         assert await stored(any_database) == {"a": 200}
+
+
+async def test_a_report_holds_what_a_neighbour_closed_just_before(any_database: Database, tmp_path: Path) -> None:
+    slow: dict[str, object] = {"commit_interval_s": 600.0}
+    async with ledger(any_database, tmp_path, **slow) as here, ledger(any_database, tmp_path, **slow) as there:
+        for number in range(3):
+            there.open(call(f"req_{number}"), model="m", version="1", backend="b")
+            there.close(event(f"req_{number}"))
+            await here.flush()
+            assert len(await stored(any_database)) == number + 1
+        # What is committed already is not read twice.
+        await there.flush()
+        assert here._neighbours.read_new(own=here._journal.owner) == []
+
+
+async def test_committed_calls_of_a_neighbour_are_not_offered_again(any_database: Database, directory: Path) -> None:
+    living = journal(directory)
+    for number in range(5):
+        living.append_close(event(f"req_{number}"))
+    living.mark_committed(3)
+    offered = Neighbours(directory).read_new(own="somebody")
+    assert [one.call_id for one in offered] == ["req_3", "req_4"]
+    assert Neighbours(directory).read_new(own=living.owner) == []
+    living.close()

@@ -22,7 +22,8 @@ from modelport.kit.clock import Clock
 from modelport.metering import store
 from modelport.metering.journal import Journal, JournalFull, Position
 from modelport.metering.model import UsageEvent
-from modelport.metering.recovery import recover_orphans
+from modelport.metering.neighbours import Neighbours
+from modelport.metering.recovery import batches, recover_orphans
 from modelport.observe.metrics import process_metrics
 from modelport.settings import MeteringSettings
 
@@ -55,6 +56,7 @@ class Ledger:
         self._settings = settings
         self._directory = directory
         self._journal = Journal(directory, segment_bytes=settings.segment_bytes)
+        self._neighbours = Neighbours(directory)
         self._metrics = process_metrics()
         # (number of the close record, event); 0 where the journal could not be written.
         self._queue: deque[tuple[int, UsageEvent]] = deque()
@@ -145,7 +147,8 @@ class Ledger:
         self._unsynced.set()
 
     async def flush(self) -> None:
-        """Return when everything that this process closed before is in the database, and what dead processes left.
+        """Return when every call that ended before on this host is in the database: this process's, its
+        neighbours', and what dead ones left. Other hosts' are there a commit interval after they ended.
 
         Raises: Unavailable when the database can't be written.
         """
@@ -154,6 +157,9 @@ class Ledger:
         async with self._committing:
             while self._journal.committed < closed and await self._commit_batch():
                 pass
+            events = await asyncio.to_thread(self._neighbours.read_new, own=self._journal.owner)
+            for batch in batches(events, self._settings.commit_batch):
+                await self._insert(batch)
 
     async def close_all(self) -> None:
         """Stop, with everything committed if the database answers in time; the next start commits the rest."""

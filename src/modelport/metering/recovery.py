@@ -53,6 +53,11 @@ async def recover_orphans(directory: Path, commit: Commit, *, batch: int) -> Rec
     return found
 
 
+def batches(events: list[UsageEvent], most: int) -> Iterator[list[UsageEvent]]:
+    """`events` in pieces of at most `most`."""
+    return (events[start : start + most] for start in range(0, len(events), most))
+
+
 def _owners(directory: Path) -> list[str]:
     if not directory.is_dir():
         return []
@@ -71,14 +76,13 @@ async def _recover(directory: Path, owner: str, *, commit: Commit, batch: int, f
     died: dict[str, UsageEvent] = {}
     for path in segments:
         events, damages = await asyncio.to_thread(_read, path, committed, died)
-        for start in range(0, len(events), batch):
-            await commit(events[start : start + batch])
+        for some in batches(events, batch):
+            await commit(some)
         found.closed += len(events)
         found.damaged += [_describe(path, damage) for damage in damages]
-    left = list(died.values())
-    for start in range(0, len(left), batch):
-        await commit(left[start : start + batch])
-    found.died += len(left)
+    for some in batches(list(died.values()), batch):
+        await commit(some)
+    found.died += len(died)
     await asyncio.to_thread(_remove, segments, found.damaged)
 
 
