@@ -1,0 +1,77 @@
+"""Metrics count each call once, add up over processes, and can't grow without bound."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from modelport.calls import Usage
+from modelport.observe import metrics as metrics_module
+from modelport.observe.metrics import Metrics
+
+WORKER = """
+from modelport.calls import Usage
+from modelport.observe.metrics import process_metrics
+metrics = process_metrics()
+metrics.call_ended("/v1/chat/completions", "m", 200, latency_us=1_500, first_token_us=400, usage=Usage(10, 2, 4))
+metrics.in_flight.inc()
+print(metrics.render().decode())
+"""
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    found = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    return sum(found)
+
+
+def test_a_call_is_counted_with_its_times_and_tokens() -> None:
+    metrics = Metrics()
+    for status in (200, 200, 502):
+        usage = Usage(100, 20, cached_tokens=40)
+        metrics.call_ended("/v1/chat/completions", "m", status, latency_us=150_000, first_token_us=40_000, usage=usage)
+    metrics.refused("rate_limit_exceeded")
+    text = metrics.render().decode()
+    assert value(text, "modelport_calls_total", model="m", status="200") == 2
+    assert value(text, "modelport_calls_total", status="502") == 1
+    assert value(text, "modelport_call_duration_seconds_bucket", le="0.2") == 3
+    assert value(text, "modelport_call_duration_seconds_bucket", le="0.1") == 0
+    assert value(text, "modelport_first_token_seconds_count") == 3
+    assert [value(text, "modelport_tokens_total", kind=kind) for kind in ("input", "output", "cached")] == [
+        300,
+        60,
+        120,
+    ]
+    assert value(text, "modelport_refusals_total", code="rate_limit_exceeded") == 1
+    assert value(text, "modelport_process_resident_bytes") > 1_000_000
+
+
+def test_labels_are_bounded_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "MAX_CHILDREN", 5)
+    metrics = Metrics()
+    for number in range(50):
+        metrics.refused(f"code_{number}")
+    text = metrics.render().decode()
+    assert value(text, "modelport_refusals_total") == 50
+    assert value(text, "modelport_refusals_total", code="other") == 45
+
+
+def test_the_values_of_several_processes_add_up_in_any_of_them(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    texts = [
+        subprocess.run([sys.executable, "-c", WORKER], env=environment, check=True, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    text = texts[-1].stdout
+    assert value(text, "modelport_calls_total", model="m", status="200") == 2
+    assert value(text, "modelport_tokens_total", kind="input") == 20
+    assert value(text, "modelport_call_duration_seconds_count") == 2
