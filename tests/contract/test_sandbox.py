@@ -176,7 +176,7 @@ class TestAnswers:
         for entry in content:
             assert entry["logprob"] <= 0
             assert bytes(entry["bytes"]).decode() == entry["token"]
-            assert [top["token"] for top in entry["top_logprobs"]][0] == entry["token"]
+            assert entry["top_logprobs"][0]["token"] == entry["token"]
             assert len(entry["top_logprobs"]) == 2
 
 
@@ -337,9 +337,11 @@ class TestDirectives:
 
     @pytest.mark.parametrize(
         "text",
-        ["[[tokens]]", "[[tokens:x]]", "[[tokens:-1]]", "[[tokens:100001]]", "[[tokens:5", "[[tokens:²]]"]
-        + ["[[latency:5]]", "[[latency:601s]]", "[[latency:1e3s]]", "[[echo:5]]", "[[cut]]", "[[hang:x]]"]
-        + ["[[tool]]", "[[tool:f {]]", "[[tool:f 5]]", "[[tool:f {} x]]", "[[tool:f {}", "[[tool:f " + "[" * 5_000],
+        [
+            *("[[tokens]]", "[[tokens:x]]", "[[tokens:-1]]", "[[tokens:100001]]", "[[tokens:5", "[[tokens:²]]"),
+            *("[[latency:5]]", "[[latency:601s]]", "[[latency:1e3s]]", "[[echo:5]]", "[[cut]]", "[[hang:x]]"),
+            *("[[tool]]", "[[tool:f {]]", "[[tool:f 5]]", "[[tool:f {} x]]", "[[tool:f {}", "[[tool:f " + "[" * 5_000),
+        ],
     )
     def test_one_that_makes_no_sense_shows_how_it_is_written(self, text: str) -> None:
         with pytest.raises(BadRequest, match="not well formed"):
@@ -370,9 +372,10 @@ class TestEmbeddings:
         assert (await sandbox.answer(call))[0].raw == delta.raw
 
     async def test_dimensions_and_encoding_are_honoured(self, sandbox: Clocked) -> None:
+        forms: tuple[dict[str, Any], ...] = ({}, {"encoding_format": "base64"})
         plain, packed = [
             json.loads((await sandbox.answer(call_of(Operation.EMBEDDING, input="a", dimensions=8, **form)))[0].raw)
-            for form in ({}, {"encoding_format": "base64"})
+            for form in forms
         ]
         vector = struct.unpack("<8f", base64.b64decode(packed["data"][0]["embedding"]))
         assert vector == pytest.approx(plain["data"][0]["embedding"], abs=1e-6)

@@ -44,7 +44,7 @@ def writer(operation: Operation = Operation.CHAT, **body: Any) -> ChunkWriter:
     return ChunkWriter(call_of(operation, **body), fingerprint="fp_x")
 
 
-ASKED = {"stream": True, "stream_options": {"include_usage": True}}
+ASKED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 class TestWriter:
@@ -88,9 +88,7 @@ class TestFold:
 
     def test_tool_calls_are_joined_by_their_index_and_content_is_null(self) -> None:
         chat = writer()
-        pieces = [chat.role()]
-        for tool in (1, 0):
-            pieces.append(chat.tool_start(tool, id=f"call_{tool}", name=f"f{tool}"))
+        pieces = [chat.role(), *(chat.tool_start(tool, id=f"call_{tool}", name=f"f{tool}") for tool in (1, 0))]
         pieces += [chat.tool_arguments(tool, part) for part in ('{"a"', ":1}") for tool in (0, 1)]
         message = json.loads(fold([*pieces, chat.finish("tool_calls")], USAGE))["choices"][0]["message"]
         assert message["content"] is None
