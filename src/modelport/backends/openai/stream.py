@@ -116,14 +116,15 @@ class EventStream:
 
         Where the caller asked for usage and the upstream reported none, that is the count made here.
         """
-        if self._tail.strip() and not self.done and self.error is None:
+        tail, self._tail = self._tail, b""
+        if tail.strip() and not self.done and self.error is None:
             # A last event without its blank line: some servers just stop after [DONE].
-            tail, self._tail = self._tail, b""
             last = self._parsed(tail.replace(b"\r", b"\n") + b"\n\n")
         else:
             last = b""
         if self.error is None and not (self.done or self._finished):
-            self.error = UpstreamFailed(f"The model's server {self._name!r} ended its answer too early")
+            # Where it did not stream at all, what it sent instead is in the tail.
+            self._fail("ended its answer too early", internal=f"its last bytes: {tail[:200]!r}")
         if self._keep_usage and self.usage is None and self.error is None:
             usage = self.count(input_tokens)
             last += b"data: " + _encode({**self._head, "choices": [], "usage": usage_body(usage)}) + b"\n\n"
