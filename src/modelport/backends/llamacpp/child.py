@@ -25,7 +25,7 @@ import msgspec
 from modelport.backends.llamacpp import wire
 from modelport.backends.llamacpp.gguf import BrokenModel, read_header
 from modelport.backends.llamacpp.native import DEFAULT_CONTEXT_TOKENS, EngineError, NativeEngine, TemplateError
-from modelport.backends.llamacpp.options import LlamaCppOptions, control_path_for
+from modelport.backends.llamacpp.options import COMPLAINT, LlamaCppOptions, control_path_for
 from modelport.backends.llamacpp.slots import Entry, SlotTable
 
 _PR_SET_PDEATHSIG = 1
@@ -84,6 +84,10 @@ class EngineProcess:
             for entry in self._table.expired(time.monotonic()):
                 self._fail(entry, "CallTimeout", "The call waited in the model's queue until its deadline.")
 
+    def cancel(self, entries: list[Entry]) -> None:
+        """Nobody waits for `entries` any more."""
+        self._table.cancel(entries)
+
     def _fail(self, entry: Entry, code: str, message: str) -> None:
         connection = cast(Connection, entry.owner)
         connection.cancel()
@@ -95,7 +99,7 @@ class EngineProcess:
         def done(finished: asyncio.Future[wire.Message]) -> None:
             error = finished.exception()
             if error is not None:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+                complain(f"{type(error).__name__}: {error}")
                 connection.send(wire.Failure("UpstreamFailed", "The model's engine could not do this."))
             else:
                 connection.send(finished.result())
@@ -114,7 +118,7 @@ class EngineProcess:
             try:
                 return wire.Prepared([engine.render(message.messages)])
             except TemplateError as error:
-                print(f"template: {error}", file=sys.stderr)  # noqa: T201
+                complain(f"the template failed: {error}")
                 return wire.Failure("BadRequest", "The model's chat template can't express these messages.")
         prompts = [engine.tokenize(item) if isinstance(item, str) else item for item in message.prompts or ()]
         highest = max((token for tokens in prompts for token in tokens), default=0)
@@ -211,7 +215,7 @@ class EngineProcess:
         self._flush()
         if error is not None and not entry.cancelled:
             detail = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-            print(f"generation failed: {detail}", file=sys.stderr)  # noqa: T201
+            complain(f"generation failed: {detail}")
             self._fail(entry, *_public(detail))
         self._dispatch()
 
@@ -255,8 +259,8 @@ class Connection(asyncio.Protocol):
 
     def cancel(self) -> None:
         """Stop this connection's runs at their next token, or before they begin."""
-        for entry in self.entries:
-            entry.cancelled = True
+        entries, self.entries = self.entries, []
+        self._process.cancel(entries)
 
     def send(self, message: wire.Message) -> None:
         # What a reader leaves lying is bounded by the context: a run has no more tokens than that.
@@ -268,6 +272,12 @@ def report(status: str, detail: str = "") -> None:
     """Tell the owner, on standard output."""
     sys.stdout.buffer.write(msgspec.json.encode({"status": status, "detail": detail}) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def complain(text: str) -> None:
+    """Say what went wrong, in a line that the owner tells from llama.cpp's."""
+    sys.stderr.write(f"{COMPLAINT}{text}\n")
+    sys.stderr.flush()
 
 
 def _free_bytes() -> int | None:

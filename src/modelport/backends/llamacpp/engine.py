@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from modelport.backends.llamacpp.options import LlamaCppOptions, control_path_for
+from modelport.backends.llamacpp.options import COMPLAINT, LlamaCppOptions, control_path_for
 from modelport.backends.protocol import Health, Status
 
 log = logging.getLogger("modelport.llamacpp")
@@ -70,6 +70,10 @@ class LlamaCppEngine:
         """The process that runs now, or None between two."""
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
+
+    @property
+    def socket_path(self) -> Path:
+        return self._socket_path
 
     @property
     def starts(self) -> int:
@@ -179,7 +183,8 @@ class LlamaCppEngine:
             async for line in process.stderr:
                 text = line.decode(errors="replace").rstrip()
                 self._last_lines.append(text)
-                log.debug("%s: %s", self._name, text)
+                level = logging.WARNING if text.startswith(COMPLAINT) else logging.DEBUG
+                log.log(level, "engine of %s: %s", self._name, text.removeprefix(COMPLAINT))
         except ValueError:
             log.warning("engine of %s wrote a line of more than %d bytes", self._name, _MAX_LINE_BYTES)
             await process.stderr.read()

@@ -15,6 +15,16 @@ from msgspec import Meta
 # sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, the closing zero included; llama.cpp's own socket
 # beside this one has a name four bytes longer.
 _SOCKET_PATH_BYTES = 99
+# How the engine's process marks its own lines among llama.cpp's.
+COMPLAINT = "modelport: "
+_SAMPLING = frozenset(
+    [
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "dynatemp_range", "dynatemp_exponent"),
+        *("repeat_penalty", "repeat_last_n", "frequency_penalty", "presence_penalty", "xtc_probability"),
+        *("xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "mirostat"),
+        *("mirostat_tau", "mirostat_eta"),
+    ]
+)
 
 
 class LlamaCppOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +50,10 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def parse(cls, options: Mapping[str, Any]) -> LlamaCppOptions:
         """The options of a model row. Raises: ValueError that names the wrong one."""
         try:
-            return msgspec.convert(dict(options), cls)
+            parsed = msgspec.convert(dict(options), cls)
+            for name in parsed.sampling.keys() - _SAMPLING:
+                raise ValueError(f"options of a llamacpp model: sampling has no {name!r}")
+            return parsed
         except msgspec.ValidationError as error:
             raise ValueError(f"options of a llamacpp model: {error}") from error
 

@@ -73,19 +73,24 @@ class SlotTable:
         """When a place is likely to be free, from the speed of the last runs."""
         return max(1.0, round(self.seconds_per_run * (len(self._queue) + 1) / len(self._slots), 1))
 
+    def cancel(self, entries: list[Entry]) -> None:
+        """Stop `entries`: those in the queue leave it at once, those in a slot do so at their next token."""
+        for entry in entries:
+            entry.cancelled = True
+        if any(entry.slot < 0 for entry in entries):
+            self._queue = deque(entry for entry in self._queue if not entry.cancelled)
+
     def expired(self, now_s: float) -> list[Entry]:
-        """Take out and return the entries that waited beyond their deadline; cancelled ones go silently."""
-        late = [entry for entry in self._queue if not entry.cancelled and entry.deadline_s <= now_s]
-        if late or any(entry.cancelled for entry in self._queue):
-            self._queue = deque(entry for entry in self._queue if not entry.cancelled and entry.deadline_s > now_s)
+        """Take out and return the entries that waited beyond their deadline."""
+        late = [entry for entry in self._queue if entry.deadline_s <= now_s]
+        if late:
+            self._queue = deque(entry for entry in self._queue if entry.deadline_s > now_s)
         return late
 
     def take_next(self, now_s: float) -> tuple[Entry, bool] | None:
         """The next entry with its slot, and whether that slot's cache may be used; None when none can start."""
-        while self._queue and self._busy < len(self._slots):
+        if self._queue and self._busy < len(self._slots):
             entry = self._queue.popleft()
-            if entry.cancelled:
-                continue
             index, shared = self._choose(entry)
             slot = self._slots[index]
             same_tenant = slot.tenant == entry.tenant
