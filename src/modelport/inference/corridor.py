@@ -93,7 +93,9 @@ class Corridor:
             await self.admission.settle(reservation, tokens=0)
             raise
         self.metrics.in_flight.inc()
-        return Run(self, call, plan=plan, reservation=reservation, max_output_tokens=bound)
+        # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
+        enforced = bound if not plan.model.settings.targets or plan.model.settings.max_output_tokens else None
+        return Run(self, call, plan=plan, reservation=reservation, max_output_tokens=enforced)
 
     def _output_bound(self, call: Call, model: Model, input_tokens: int) -> int | None:
         """The most output tokens one choice can have; None where the operation has none."""
