@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from fastapi import Path as PathParameter
-from pydantic import BaseModel, ConfigDict, Field
 
 from modelport.api.auth import PlatformDep, require
 from modelport.api.responses import errors
+from modelport.api.usage_bodies import ReceiptBody, UsageBody, receipt_body, row_body
 from modelport.calls import Caller
 from modelport.errors import BadRequest
-from modelport.kit.clock import parse_rfc3339, rfc3339
-from modelport.kit.money import format_usd
-from modelport.metering.queries import COLUMNS, Durations, UsageQuery, UsageRow
-from modelport.metering.rules import Bucket, PriceLine, bucket_start
-from modelport.metering.service import Receipt
+from modelport.kit.clock import parse_rfc3339
+from modelport.metering.queries import COLUMNS, UsageQuery
+from modelport.metering.rules import Bucket, bucket_start
 
 router = APIRouter(tags=["Usage"])
 DEFAULT_PERIOD_US = 30 * 86_400_000_000
@@ -26,188 +24,6 @@ MAX_GROUPS = 6
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # A `+` of an offset that was not escaped arrives as a space.
 _LOST_PLUS = re.compile(r"(T[0-9:.]+) (\d\d:?\d\d)$")
-_UNITS = {
-    "input_tokens": "token",
-    "cached_tokens": "token",
-    "output_tokens": "token",
-    "request": "request",
-    "images": "image",
-    "microseconds": "microsecond",
-    "discount": "basis point",
-    "adjustment": "adjustment",
-}
-
-
-class DurationsBody(BaseModel):
-    """Milliseconds, percentiles at most 1 % from the truth; null where nothing was measured."""
-
-    mean: float | None
-    p50: float | None
-    p95: float | None
-    p99: float | None
-
-
-class UsageRowBody(BaseModel):
-    """The calls of one group that began in one period (`start` inclusive, `end` exclusive)."""
-
-    start: str
-    end: str
-    group: dict[str, str | None] = Field(description="The value of each `group_by`; null: calls without that tag.")
-    calls: int
-    succeeded: int = Field(description="Answered with a status below 400.")
-    failed: int = Field(description="All others, hang-ups among them.")
-    input_tokens: int = Field(description="Cached ones among them.")
-    output_tokens: int
-    cached_tokens: int
-    cost_usd: str = Field(description="Dollars as a decimal string, exact.")
-    latency_ms: DurationsBody = Field(description="Of the calls that succeeded.")
-    first_token_ms: DurationsBody = Field(description="Of those among them that have a first token.")
-
-
-_ROW_EXAMPLE: dict[str, Any] = {
-    "start": "2026-11-01T00:00:00Z",
-    "end": "2026-11-02T00:00:00Z",
-    "group": {"model": "smollm2-135m-instruct"},
-    "calls": 12,
-    "succeeded": 11,
-    "failed": 1,
-    "input_tokens": 480,
-    "output_tokens": 1210,
-    "cached_tokens": 64,
-    "cost_usd": "0.000412",
-    "latency_ms": {"mean": 812.4, "p50": 790, "p95": 1210, "p99": 1230},
-    "first_token_ms": {"mean": 64.1, "p50": 61.2, "p95": 88.9, "p99": 90.1},
-}
-
-
-class UsageBody(BaseModel):
-    """Usage by period and group; periods and groups without calls are left out."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"object": "list", "data": [_ROW_EXAMPLE], "totals": {**_ROW_EXAMPLE, "group": {}}}]
-        }
-    )
-
-    object: Literal["list"]
-    data: list[UsageRowBody]
-    totals: UsageRowBody
-
-
-class PriceLineBody(BaseModel):
-    """One line of a receipt."""
-
-    item: str = Field(description="`input_tokens`, `cached_tokens`, `output_tokens`, `request`, `images`, …")
-    quantity: int
-    unit: str
-    unit_price_usd: str = Field(description="The price of `per` units.")
-    per: int
-    amount_usd: str
-
-
-class AttemptBody(BaseModel):
-    """One try at answering the call."""
-
-    backend: str
-    model: str
-    version: str
-    status: int
-    error_code: str | None
-    latency_ms: float
-    first_token_ms: float | None
-
-
-class ReceiptBody(BaseModel):
-    """What one call consumed, what it cost and why. The lines add up to `cost_usd` exactly."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
-                    "object": "request",
-                    "created_at": "2026-11-01T10:00:00Z",
-                    "project_id": "proj_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
-                    "key_id": "key_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
-                    "mode": "live",
-                    "endpoint": "/v1/chat/completions",
-                    "model": "gpt-demo",
-                    "version": "1",
-                    "stream": True,
-                    "status": 200,
-                    "error_code": None,
-                    "input_tokens": 1000,
-                    "output_tokens": 200,
-                    "cached_tokens": 0,
-                    "images": 0,
-                    "exact": True,
-                    "latency_ms": 812.4,
-                    "first_token_ms": 64.1,
-                    "metadata": {"feature": "chat"},
-                    "cost_usd": "0.00027",
-                    "price_id": "price_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
-                    "discount_basis_points": 0,
-                    "lines": [
-                        {
-                            "item": "input_tokens",
-                            "quantity": 1000,
-                            "unit": "token",
-                            "unit_price_usd": "0.15",
-                            "per": 1000000,
-                            "amount_usd": "0.00015",
-                        },
-                        {
-                            "item": "output_tokens",
-                            "quantity": 200,
-                            "unit": "token",
-                            "unit_price_usd": "0.60",
-                            "per": 1000000,
-                            "amount_usd": "0.00012",
-                        },
-                    ],
-                    "attempts": [
-                        {
-                            "backend": "openai",
-                            "model": "gpt-demo",
-                            "version": "1",
-                            "status": 200,
-                            "error_code": None,
-                            "latency_ms": 812.4,
-                            "first_token_ms": 64.1,
-                        }
-                    ],
-                }
-            ]
-        }
-    )
-
-    id: str = Field(description="The answer's `x-request-id`.")
-    object: Literal["request"]
-    created_at: str
-    project_id: str
-    key_id: str
-    mode: str
-    endpoint: str
-    model: str
-    version: str
-    stream: bool
-    status: int = Field(description="The answer's status; 499 when the client hung up.")
-    error_code: str | None
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    images: int
-    exact: bool = Field(description="False where tokens were counted from the stream, since nobody reported them.")
-    latency_ms: float
-    first_token_ms: float | None
-    metadata: dict[str, str]
-    cost_usd: str
-    price_id: str | None
-    discount_basis_points: int
-    lines: list[PriceLineBody]
-    attempts: list[AttemptBody]
-
-
 ReaderDep = Annotated[Caller, Depends(require("usage:read"))]
 _Filter = Annotated[str | None, Query(max_length=200)]
 
@@ -275,7 +91,7 @@ async def get_usage(
 ) -> UsageBody:
     asked = UsageQuery(query.start_us, query.end_us, query.bucket, query.group_by, filters)
     report = await platform.usage.report(caller.organization_id, asked)
-    return UsageBody(object="list", data=[_row_body(row) for row in report.rows], totals=_row_body(report.totals))
+    return UsageBody(object="list", data=[row_body(row) for row in report.rows], totals=row_body(report.totals))
 
 
 @router.get(
@@ -290,7 +106,7 @@ async def get_request(
     platform: PlatformDep,
     caller: ReaderDep,
 ) -> ReceiptBody:
-    return _receipt_body(await platform.usage.get_receipt(caller.organization_id, call_id))
+    return receipt_body(await platform.usage.get_receipt(caller.organization_id, call_id))
 
 
 def _instant(text: str, name: str) -> int:
@@ -323,81 +139,3 @@ def _groups(text: str | None) -> tuple[str, ...]:
                 param="group_by",
             )
     return names
-
-
-def _row_body(row: UsageRow) -> UsageRowBody:
-    return UsageRowBody(
-        start=rfc3339(row.start_us),
-        end=rfc3339(row.end_us),
-        group=row.group,
-        calls=row.succeeded + row.failed,
-        succeeded=row.succeeded,
-        failed=row.failed,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        cached_tokens=row.cached_tokens,
-        cost_usd=format_usd(row.cost_nanos),
-        latency_ms=_durations_body(row.latency),
-        first_token_ms=_durations_body(row.first_token),
-    )
-
-
-def _durations_body(found: Durations) -> DurationsBody:
-    return DurationsBody(
-        mean=_ms(found.mean_us), p50=_ms(found.p50_us), p95=_ms(found.p95_us), p99=_ms(found.p99_us)
-    )  # fmt: skip
-
-
-def _ms(us: int | None) -> float | None:
-    return None if us is None else us / 1000
-
-
-def _line_body(line: PriceLine) -> PriceLineBody:
-    return PriceLineBody(
-        item=line.item,
-        quantity=line.quantity,
-        unit=_UNITS[line.item],
-        unit_price_usd=format_usd(line.unit_nanos),
-        per=line.per,
-        amount_usd=format_usd(line.amount_nanos),
-    )
-
-
-def _receipt_body(receipt: Receipt) -> ReceiptBody:
-    event = receipt.event
-    attempt = AttemptBody(
-        backend=event.backend,
-        model=event.model,
-        version=event.version,
-        status=event.status,
-        error_code=event.error_code,
-        latency_ms=event.latency_us / 1000,
-        first_token_ms=_ms(event.first_token_us),
-    )
-    return ReceiptBody(
-        id=event.call_id,
-        object="request",
-        created_at=rfc3339(event.started_us),
-        project_id=event.project_id,
-        key_id=event.key_id,
-        mode=event.mode,
-        endpoint=event.endpoint,
-        model=event.model,
-        version=event.version,
-        stream=event.stream,
-        status=event.status,
-        error_code=event.error_code,
-        input_tokens=event.input_tokens,
-        output_tokens=event.output_tokens,
-        cached_tokens=event.cached_tokens,
-        images=event.images,
-        exact=event.exact,
-        latency_ms=attempt.latency_ms,
-        first_token_ms=attempt.first_token_ms,
-        metadata=event.metadata,
-        cost_usd=format_usd(event.cost_nanos),
-        price_id=event.price_id,
-        discount_basis_points=event.discount_basis_points,
-        lines=[_line_body(line) for line in receipt.lines],
-        attempts=[attempt],
-    )
