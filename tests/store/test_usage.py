@@ -57,14 +57,14 @@ async def test_groups_by_columns_and_by_metadata_tags_named_anything(any_databas
         any_database,
         event("a", metadata={"feature": "chat", "team.name": "x"}),
         event("b", metadata={"feature": "chat"}, status=400, error_code="invalid_request_error"),
-        event("c", metadata={"feature": "it's \"quoted\""}, model="other"),
+        event("c", metadata={"feature": 'it\'s "quoted"'}, model="other"),
         event("d"),
     )
     by_feature = await report(any_database, group_by=("feature",))
     assert [(row.group["feature"], row.succeeded + row.failed) for row in by_feature.rows] == [
         (None, 1),
         ("chat", 2),
-        ("it's \"quoted\"", 1),
+        ('it\'s "quoted"', 1),
     ]
     both = await report(any_database, group_by=("model", "team.name", "status"))
     assert [tuple(row.group.values()) for row in both.rows] == [
@@ -159,7 +159,7 @@ async def test_the_same_call_is_stored_once_whatever_it_says_the_second_time(any
 
 
 async def test_an_event_comes_back_as_it_was_stored(any_database: Database) -> None:
-    stored = event("a", metadata={"feature": "ü\"x"}, error_code=None, first_token_us=None, stream=True, exact=False)
+    stored = event("a", metadata={"feature": 'ü"x'}, error_code=None, first_token_us=None, stream=True, exact=False)
     await save(any_database, stored)
     async with any_database.connect() as conn:
         assert await store.find_event(conn, organization_id="org_alice", call_id="a") == stored
