@@ -120,7 +120,11 @@ class Server:
         while queue:
             path = Path(f"/proc/{queue.pop()}/task")
             for task in path.glob("*/children"):
-                children = [int(pid) for pid in task.read_text().split()]
+                try:
+                    children = [int(pid) for pid in task.read_text().split()]
+                except FileNotFoundError:
+                    # A thread that ended while we looked.
+                    continue
                 found += children
                 queue += children
         return found

@@ -53,7 +53,10 @@ def _documents() -> dict[Path, str]:
 def _decisions() -> str:
     """The index of the decision records, from their headings."""
     records = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
-    titles = [record.read_text().partition("\n")[0].removeprefix("# ").partition(" ") for record in records]
+    titles = [
+        record.read_text().partition("\n")[0].removeprefix("# ").replace(":", "", 1).partition(" ")
+        for record in records
+    ]
     rows = "".join(
         f"| {number} | [{title}]({record.name}) |\n" for record, (number, _, title) in zip(records, titles, strict=True)
     )

@@ -38,7 +38,7 @@ def list_(
     if json_:
         print_json(rows)
         return
-    headings = ["id", "name", "key", "scopes", "models", "last used", "state"]
+    headings = ["id", "name", "key", "state", "last used", "models", "scopes"]
     print_table(headings, [_row(row) for row in rows], empty="There are no keys.")
 
 
@@ -103,4 +103,4 @@ def _row(key: dict[str, Any]) -> list[object]:
     state = "revoked" if key["revoked_at"] else f"until {key['expires_at']}" if key["expires_at"] else "valid"
     models = "all" if key["models"] is None else ", ".join(key["models"])
     shown = f"{key['prefix']}…{key['last4']}"
-    return [key["id"], key["name"], shown, ", ".join(key["scopes"]), models, key["last_used_at"] or "never", state]
+    return [key["id"], key["name"], shown, state, key["last_used_at"] or "never", models, ", ".join(key["scopes"])]

@@ -14,7 +14,6 @@ from modelport.db.migrate import DatabaseTooNew, migrate
 from modelport.errors import Unavailable
 from modelport.kit.clock import SystemClock
 from modelport.kit.ids import IdSource
-from modelport.kit.ids import IdSource
 from modelport.settings import Settings
 from modelport.supervisor.refusal import StartRefused
 
