@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -78,7 +79,9 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Instead of uvicorn's own, which wakes ten times a second: sleep until told to stop."""
         self._seat.ready()
+        watching = asyncio.create_task(self._platform.metrics.observe_forever())
         await self._seat.stop.wait()
+        watching.cancel()
         self._platform.phase.draining = True
         self.should_exit = True
 

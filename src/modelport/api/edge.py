@@ -12,10 +12,11 @@ from typing import Any
 
 import structlog
 
-from modelport.api.exchange import Exchange, Headers
+from modelport.api.exchange import Exchange
 from modelport.api.limit_headers import limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers
+from modelport.api.wire import Headers
 from modelport.errors import CallCancelled, Internal, MethodNotAllowed, ModelportError
 from modelport.observe.logs import access_line
 from modelport.observe.logs import request_id as current_request_id

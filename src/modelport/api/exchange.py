@@ -9,12 +9,12 @@ from typing import Any
 from modelport.api.hangup import Watch
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
+from modelport.api.wire import Headers, wire_of
 from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, CallTimeout, Unauthenticated, UnsupportedMedia
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
 from modelport.state.protocol import Level
 
-Headers = list[tuple[bytes, bytes]]
 _JSON = (b"content-type", b"application/json")
 # Above this size, compressing takes long enough to be felt by other calls on the event loop.
 _GZIP_IN_THREAD_BYTES = 64_000
@@ -28,6 +28,7 @@ class Exchange:
         "_receive",
         "_send",
         "_watch",
+        "_wire",
         "extra",
         "interrupt",
         "levels",
@@ -47,6 +48,7 @@ class Exchange:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._wire = wire_of(receive, send)
         self.platform = platform
         self.request_id = request_id
         self.path: str = scope["path"]
@@ -159,8 +161,7 @@ class Exchange:
             fields.append((b"vary", b"accept-encoding"))
         fields.append((b"content-length", b"%d" % len(body)))
         self.started, self.status = True, status
-        await self._send({"type": "http.response.start", "status": status, "headers": fields})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._wire.whole(status, fields, body)
 
     async def start_stream(self, headers: Headers) -> None:
         """Status and headers of a stream of server-sent events."""
@@ -171,15 +172,15 @@ class Exchange:
             *self._common(headers),
         ]
         self.started, self.status = True, 200
-        await self._send({"type": "http.response.start", "status": 200, "headers": fields})
+        await self._wire.begin(200, fields)
 
     async def send(self, data: bytes) -> None:
         """A piece of the stream; waits while the client is slow."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._wire.piece(data)
 
     async def finish(self, data: bytes) -> None:
         """The last piece of the stream."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        await self._wire.end(data)
 
     def elapsed_s(self) -> float:
         return self.platform.clock.monotonic_s() - self.started_s

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from modelport.api.bodies import decode, metadata_tags
-from modelport.api.exchange import Exchange, Headers
+from modelport.api.exchange import Exchange
 from modelport.api.problems import stream_event
+from modelport.api.wire import Headers
 from modelport.calls import Call, Caller, Delta, Operation
 from modelport.dialect import DONE, fold
 from modelport.errors import ModelportError, UpstreamFailed

@@ -66,7 +66,7 @@ class Watch:
     def __init__(self, receive: Receive, callback: Callable[[], None]) -> None:
         self._callback = callback
         self._task: asyncio.Task[None] | None = None
-        self._connection = _connection_of(receive)
+        self._connection = connection_of(receive)
         if self._connection is None:
             self._task = asyncio.create_task(self._wait(receive))
         elif self._connection.transport.is_closing():
@@ -87,8 +87,8 @@ class Watch:
             self._task.cancel()
 
 
-def _connection_of(receive: Receive) -> Connection | None:
-    """The connection behind uvicorn's `receive`, which is a method of its request cycle."""
+def connection_of(receive: Receive) -> Connection | None:
+    """Our connection behind uvicorn's `receive`, which is a method of its request cycle; None elsewhere."""
     cycle = getattr(receive, "__self__", None)
     transport = getattr(cycle, "transport", None)
     protocol = transport.get_protocol() if transport is not None else None
