@@ -21,8 +21,8 @@ def main() -> int:
     run_needs = [
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["local"],
+        *project["project"]["optional-dependencies"]["prepare"],
         *groups["assets"],
-        *groups["prepare"],
         *groups["build"],
     ]
     run, test = _read("run.lock"), _read("test.lock")
