@@ -18,10 +18,14 @@ _TREES = ("src", "tests", "tools", "bench", "examples")
 # Where any exception at all may be caught, and why.
 _CATCH_ALL = {
     "src/modelport/api/edge.py": "the door's last handler: whatever breaks is a 500 in the house's own form",
+    "src/modelport/metering/ledger.py": "the loops that bring usage home: whatever fails is said and tried again",
+    "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",
+    "src/modelport/metering/ledger.py": "the worker loop: whatever fails is said and tried again",
+    "src/modelport/metering/prices.py": "the worker loop: the book stays as it was until the next time",
     "src/modelport/backends/onnx/embeddings.py": "the tokenizers library raises Exception itself",
 }
-# Where a test's machinery may sleep: the polling that everything else waits with, and servers being started.
-_MAY_SLEEP = {"tests/waiting.py", "tests/services.py", "tests/serving.py"}
+# Where a test's machinery may sleep: the polling that everything else waits with, servers being started, slow upstreams.
+_MAY_SLEEP = {"tests/waiting.py", "tests/services.py", "tests/serving.py", "tests/upstream.py"}
 # HTTP clients that cost more than the whole gateway; PERFORMANCE measured them.
 _SLOW_CLIENTS = {"httpx", "httpx2", "requests", "aiohttp", "openai", "anthropic"}
 # Modules whose names name nothing.
@@ -58,7 +62,7 @@ def _breaches(node: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
     in_src, in_tests = path.parts[0] == "src", path.parts[0] == "tests"
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
-        if lines > _FUNCTION_LINES:
+        if lines > _FUNCTION_LINES and (str(path), node.name) not in _TABLES:
             yield node.lineno, f"{node.name} has {lines} lines; stop at {_FUNCTION_LINES}"
     elif isinstance(node, ast.Call):
         name = ast.unparse(node.func)
