@@ -12,6 +12,7 @@ import pytest
 
 from modelport.backends.llamacpp.backend import LlamaCppBackend
 from modelport.backends.llamacpp.options import LlamaCppOptions
+from modelport.backends.protocol import Status
 from modelport.catalog.handover import Places
 from tests.campaign import rounds
 from tests.serving import Server
@@ -31,15 +32,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 async def test_hang_ups_are_charged_exactly_and_leave_nothing_behind(server: Server) -> None:
     key = await asyncio.to_thread(_key, server)
+    place = Places(server.data_dir / "run").find(MODEL, "1")
+    assert place is not None
+    engine = LlamaCppBackend(Path(place.socket), options=LlamaCppOptions())
+    await engine.start()
+    await wait_until(lambda: engine.health().status is Status.READY, "the engine can be asked")
     chance = random.Random(1)
     seen: dict[str, int] = {}
     for _ in range(rounds(short=60, full=1000) // AT_ONCE + 1):
         answers = await asyncio.gather(*(_hang_up(server, key, after=chance.randint(1, 30)) for _ in range(AT_ONCE)))
         seen.update(answer for answer in answers if answer is not None)
-    place = Places(server.data_dir / "run").find(MODEL, "1")
-    assert place is not None
-    engine = LlamaCppBackend(Path(place.socket), options=LlamaCppOptions())
-    await engine.start()
 
     async def idle() -> bool:
         stats = await engine.stats()
@@ -53,7 +55,7 @@ async def test_hang_ups_are_charged_exactly_and_leave_nothing_behind(server: Ser
 
 def _key(server: Server) -> str:
     limits = {"concurrent_calls": AT_ONCE, "tokens_per_minute": 5_000_000}
-    body = {"name": "hangups", "limits": limits}
+    body = {"name": "hangups", "limits": limits, "scopes": ["inference", "usage:read"]}
     return json.loads(server.request("POST", "/v1/api_keys", body=body, key=server.credentials["api_key"])[2])["key"]
 
 

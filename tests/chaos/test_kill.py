@@ -12,6 +12,7 @@ import httpx
 
 from tests.campaign import rounds
 from tests.serving import Server
+from tests.waiting import wait_until
 
 CONFIG = """
 default_models = false
@@ -36,7 +37,8 @@ async def test_kill_at_random_points_loses_and_doubles_nothing(tmp_path: Path) -
             key = server.credentials["api_key"]
             stop = asyncio.Event()
             clients = [asyncio.create_task(_client(http, key, received, stop, seed=n)) for n in range(CLIENTS)]
-            await asyncio.sleep(random.Random(number).uniform(0.3, 1.2))  # The random point of the kill.
+            enough = len(received) + random.Random(number).randint(20, 400)
+            await wait_until(lambda: len(received) >= enough, "the random point of the kill")  # noqa: B023
             await asyncio.to_thread(server.kill)
             stop.set()
             await asyncio.gather(*clients)
@@ -46,7 +48,7 @@ async def test_kill_at_random_points_loses_and_doubles_nothing(tmp_path: Path) -
     await asyncio.to_thread(server.get, "/v1/usage", key=key)
     await asyncio.to_thread(server.stop)
     rows = _rows(server.data_dir / "modelport.db")
-    assert len(received) > 50 * kills
+    assert len(received) >= 20 * kills
     assert {id_: rows.get(id_) for id_ in received} == received
     unconfirmed = [id_ for id_ in rows if id_ not in received]
     assert len(unconfirmed) <= in_flight, "a success was recorded that no client was waiting for"

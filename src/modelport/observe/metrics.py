@@ -41,6 +41,11 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
+        self._describe_calls(registry)
+        self._describe_backends(registry)
+        self._describe_process(registry)
+
+    def _describe_calls(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(
             "modelport_calls", "Inference calls that ended.", ["endpoint", "model", "status"], registry=registry
         )
@@ -76,6 +81,8 @@ class Metrics:
         self.in_flight = Gauge(
             "modelport_calls_in_flight", "Calls being answered now.", registry=registry, multiprocess_mode="livesum"
         )
+
+    def _describe_backends(self, registry: CollectorRegistry) -> None:
         self._queue = Gauge(
             "modelport_backend_queue_depth",
             "Calls waiting for an engine.",
@@ -90,6 +97,8 @@ class Metrics:
             buckets=_BATCH_SIZES,
             registry=registry,
         )
+
+    def _describe_process(self, registry: CollectorRegistry) -> None:
         self.journal_pending = Gauge(
             "modelport_journal_pending_events",
             "Usage events that the database does not have yet.",
