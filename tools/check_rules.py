@@ -20,12 +20,12 @@ _CATCH_ALL = {
     "src/modelport/api/edge.py": "the door's last handler: whatever breaks is a 500 in the house's own form",
     "src/modelport/metering/ledger.py": "the loops that bring usage home: whatever fails is said and tried again",
     "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",
-    "src/modelport/metering/ledger.py": "the worker loop: whatever fails is said and tried again",
-    "src/modelport/metering/prices.py": "the worker loop: the book stays as it was until the next time",
     "src/modelport/backends/onnx/embeddings.py": "the tokenizers library raises Exception itself",
 }
-# Where a test's machinery may sleep: the polling that everything else waits with, servers being started, slow upstreams.
+# Where a test's machinery may sleep: the polling that all else waits with, servers being started, slow upstreams.
 _MAY_SLEEP = {"tests/waiting.py", "tests/services.py", "tests/serving.py", "tests/upstream.py"}
+# Functions that are a table: a row a line, nothing to split.
+_TABLES = {("src/modelport/observe/metrics.py", "__init__")}
 # HTTP clients that cost more than the whole gateway; PERFORMANCE measured them.
 _SLOW_CLIENTS = {"httpx", "httpx2", "requests", "aiohttp", "openai", "anthropic"}
 # Modules whose names name nothing.
