@@ -47,6 +47,11 @@ class Measurement:
     cpu_us_per_call: float
     core_share: float
 
+    @property
+    def clean(self) -> bool:
+        """Whether every answer was right. The speed of wrong ones means nothing, so it proves no target."""
+        return not (self.wrong or self.errors) and self.calls > 0
+
 
 @dataclass(slots=True)
 class Figures:
@@ -61,8 +66,8 @@ class Figures:
         return self.rounds.get(scenario.name, {}).get(target, [])
 
     def median(self, scenario: Scenario, target: str, value: Callable[[Measurement], float]) -> float | None:
-        """The middle one of the rounds, or None where the target was not measured."""
-        found = [value(measurement) for measurement in self.of(scenario, target)]
+        """The middle one of the clean rounds, or None where there is none."""
+        found = [value(measurement) for measurement in self.of(scenario, target) if measurement.clean]
         return median(found) if found else None
 
     def compared(
@@ -71,11 +76,12 @@ class Figures:
         targets: tuple[str, str],
         value: Callable[[Measurement, Measurement], float],
     ) -> float | None:
-        """The median over the rounds of `value(first, second)`, both from the same round; None without both.
+        """The median over the rounds of `value(first, second)`, both from the same clean round; None without any.
 
         Inside one round both met the same noise, so this is steadier than a comparison of medians.
         """
-        pairs = list(zip(self.of(scenario, targets[0]), self.of(scenario, targets[1]), strict=False))
+        rounds = zip(self.of(scenario, targets[0]), self.of(scenario, targets[1]), strict=False)
+        pairs = [(first, second) for first, second in rounds if first.clean and second.clean]
         return median([value(first, second) for first, second in pairs]) if pairs else None
 
     def speed_ratio(self, scenario: Scenario, first: str, second: str) -> float | None:

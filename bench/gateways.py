@@ -93,8 +93,10 @@ class Bench:
         self.notes.append(f"{name} was left out: it could not be started or did not answer rightly.")
 
     def measure(self, scenario: Scenario, name: str, *, seconds: float, warm_up_s: float) -> Measurement:
-        """Warm up, then one measurement."""
+        """Warm up, then one measurement. Raises: RuntimeError when the gateway or the upstream has died."""
         target = self.targets[name]
+        for watched in {self.targets[DIRECT].running.watched, target.running.watched}:
+            watched.check_alive()
         self._send(target, scenario, warm_up_s)
         cpu_s, began_s = target.running.watched.cpu_s(), time.monotonic()
         loaded = self._send(target, scenario, seconds * scenario.share)

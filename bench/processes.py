@@ -23,6 +23,7 @@ class Watched:
 
     def __init__(self, command: Sequence[str], *, core: int, log: Path, environment: Mapping[str, str]) -> None:
         self.log = log
+        self._command = command
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 ["taskset", "-c", str(core), *command],
@@ -53,8 +54,7 @@ class Watched:
         """Return once `url` answers 200, with the seconds that took. Raises: RuntimeError with the log's end."""
         began_s = time.monotonic()
         while time.monotonic() < began_s + timeout_s:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"it ended with code {self._process.returncode}:\n{self.log_end()}")
+            self.check_alive()
             with contextlib.suppress(URLError, OSError), urlopen(url, timeout=2.0) as answer:
                 if answer.status == 200:
                     return time.monotonic() - began_s
@@ -74,18 +74,27 @@ class Watched:
     def log_end(self) -> str:
         return self.log.read_text(errors="replace")[-2000:]
 
+    def check_alive(self) -> None:
+        """Raises: RuntimeError when the process has ended, with its exit code (minus the signal that killed it)."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"{self._command[0]} ended with {self._process.returncode}:\n{self.log_end()}")
+
     def stop(self) -> None:
         """End the whole tree: politely, then for certain. Idempotent."""
-        pids = self.pids()
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_S)
-        for pid in pids:
-            # The parent has ended by now; what is left of its children belongs to nobody else.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
+        if self._process.poll() is not None:
+            return
+        descendants = {pid: _started(pid) for pid in self.pids()[1:]}
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pid, started in descendants.items():
+            # By now the number may belong to somebody else's process, which began later.
+            if started is not None and _started(pid) == started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -125,6 +134,14 @@ def _parents() -> dict[int, int]:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on: the name before them may hold spaces and brackets."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _started(pid: int) -> str | None:
+    """When the process began, in the kernel's own unit; None when there is none."""
+    try:
+        return _stat(pid)[19]
+    except OSError:
+        return None
 
 
 def _cpu_s(pid: int) -> float:

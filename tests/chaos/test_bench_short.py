@@ -46,13 +46,20 @@ async def _plain_proxy(upstream_port: int) -> AsyncIterator[int]:
         writer.close()
         await writer.wait_closed()
 
+    serving: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", upstream_port)
         await asyncio.gather(pass_on(reader, up_writer), pass_on(up_reader, writer))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+    # Its clients have hung up, so each connection is about to end by itself.
+    await asyncio.gather(*serving)
 
 
 def _load(tools: Tools, folder: Path, port: int, *, stream: bool, shape: Shape, connections: int = 4) -> Loaded:
@@ -144,10 +151,25 @@ def test_a_target_holds_only_when_its_ratio_says_so() -> None:
     assert [verdict.holds for verdict in others] == [None, None, None]
 
 
-def _measured(calls_per_s: float) -> Measurement:
+def test_wrong_answers_prove_no_target() -> None:
+    figures = Figures()
+    figures.add(WHOLE_64, OURS, _measured(100.0, wrong=1))
+    figures.add(WHOLE_64, "nginx", _measured(100.0))
+    of_nginx, *_ = verdicts(figures, chunks=CHUNKS)
+    assert (of_nginx.found, of_nginx.holds) == (None, None)
+
+
+def test_a_bench_whose_upstream_died_stops() -> None:
+    with started([]) as bench:
+        bench.targets[DIRECT].running.watched.stop()
+        with pytest.raises(RuntimeError, match="ended with"):
+            bench.measure(WHOLE_64, DIRECT, seconds=_SECONDS, warm_up_s=0)
+
+
+def _measured(calls_per_s: float, *, wrong: int = 0) -> Measurement:
     return Measurement(
         calls=1,
-        wrong=0,
+        wrong=wrong,
         errors=0,
         calls_per_s=calls_per_s,
         p50_ms=1.0,
