@@ -19,7 +19,7 @@ from modelport.calls import Usage
 from modelport.observe.metrics import process_metrics
 metrics = process_metrics()
 metrics.call_ended("/v1/chat/completions", "m", 200, latency_us=1_500, first_token_us=400, usage=Usage(10, 2, 4))
-metrics.in_flight.inc()
+metrics.calls_in_flight += 1
 print(metrics.render().decode())
 """
 

@@ -157,10 +157,10 @@ class Edge:
 
     def _record(self, exchange: Exchange) -> None:
         seconds = exchange.elapsed_s()
-        template = (
-            exchange.path if exchange.path in self._hot else getattr(exchange.scope.get("route"), "path", "other")
-        )
-        self._platform.metrics.request(template, exchange.status, seconds)
+        if exchange.path not in self._hot:
+            # Calls are counted in the corridor, where more is known of them.
+            route = getattr(exchange.scope.get("route"), "path", "other")
+            self._platform.metrics.request(route, exchange.status, seconds)
         if self._platform.settings.log.access:
             access_line(
                 request_id=exchange.request_id,

@@ -9,7 +9,7 @@ from typing import Any
 from modelport.api.hangup import Watch
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
-from modelport.api.wire import Headers, wire_of
+from modelport.api.wire import Headers, body_at_hand, wire_of
 from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, CallTimeout, Unauthenticated, UnsupportedMedia
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
@@ -90,6 +90,11 @@ class Exchange:
         declared = self._headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limits.max_body_bytes:
             raise self._too_large(limits.max_body_bytes)
+        body = body_at_hand(self._receive)
+        if body is not None:
+            if len(body) > limits.max_body_bytes:
+                raise self._too_large(limits.max_body_bytes)
+            return body
         try:
             async with asyncio.timeout(limits.body_timeout_s):
                 return await self._read(limits.max_body_bytes)

@@ -31,6 +31,14 @@ class Wire(Protocol):
     async def end(self, data: bytes) -> None: ...
 
 
+def body_at_hand(receive: Any) -> bytes | None:
+    """The request's body if all of it has arrived on a connection of ours, so that nothing is waited for."""
+    if connection_of(receive) is None:
+        return None
+    cycle = receive.__self__
+    return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+
+
 def wire_of(receive: Any, send: Any) -> Wire:
     """How to answer the request of this ASGI `receive` and `send`."""
     connection = connection_of(receive)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from modelport.calls import Call, Delta, Operation, Served, Usage
-from modelport.catalog.model import Model, Target, Version
+from modelport.catalog.model import Model, Target
 from modelport.catalog.rules import check_operation
 from modelport.catalog.service import Catalog
 from modelport.errors import CallCancelled, Internal, ModelNotFound, ModelportError
@@ -33,12 +33,8 @@ class Plan:
     """What will answer a call."""
 
     model: Model
-    version: Version
     target: Target
-
-    @property
-    def served(self) -> Served:
-        return Served(self.model.id, self.version.id, self.target.backend.kind, self.target.upstream_model)
+    served: Served
 
 
 class Corridor:
@@ -75,7 +71,7 @@ class Corridor:
         if call.caller.mode == "test" and model.settings.targets:
             # A test key never spends an upstream's money: the sandbox answers in the model's name.
             target = self._sandbox
-        return Plan(model, version, target)
+        return Plan(model, target, Served(model.id, version.id, target.backend.kind, target.upstream_model))
 
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
@@ -92,7 +88,7 @@ class Corridor:
         except BaseException:
             await self.admission.settle(reservation, tokens=0)
             raise
-        self.metrics.in_flight.inc()
+        self.metrics.calls_in_flight += 1
         # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
         enforced = bound if not plan.model.settings.targets or plan.model.settings.max_output_tokens else None
         return Run(self, call, plan=plan, reservation=reservation, max_output_tokens=enforced)
@@ -222,7 +218,7 @@ class Run:
             first_token_us=self.first_token_us,
             usage=usage,
         )
-        self._corridor.metrics.in_flight.dec()
+        self._corridor.metrics.calls_in_flight -= 1
         self._corridor.ledger.close(
             UsageEvent(
                 call_id=call.id,

@@ -78,7 +78,9 @@ class Metrics:
             registry=registry,
         )
         self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
-        self.in_flight = Gauge(
+        # A plain number that the gauge is set from: it changes twice a call and is read every few seconds.
+        self.calls_in_flight = 0
+        self._in_flight = Gauge(
             "modelport_calls_in_flight", "Calls being answered now.", registry=registry, multiprocess_mode="livesum"
         )
 
@@ -162,6 +164,7 @@ class Metrics:
 
     def observe_process(self) -> None:
         """Note this process's processor time and memory; called every few seconds in each process."""
+        self._in_flight.set(self.calls_in_flight)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self._cpu.set(usage.ru_utime + usage.ru_stime)
         self._memory.set(_resident_bytes())
