@@ -6,14 +6,17 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from modelport.supervisor.refusal import StartRefused
 from modelport.supervisor.waits import first
 from modelport.supervisor.worker import GO, READY
+
+log = structlog.get_logger("modelport.supervisor")
 
 # A worker that dies is started again after this, doubled each time up to the longest, until one lives for a while.
 _BACKOFF_FIRST_S = 0.2
@@ -102,13 +105,12 @@ class Worker:
 
 
 class Crew:
-    """`size` workers on one listening socket. `say` gets a line whenever one has to be replaced."""
+    """`size` workers on one listening socket, each replaced when it dies."""
 
-    def __init__(self, berth: Berth, *, size: int, drain_s: float, say: Callable[[str], None]) -> None:
+    def __init__(self, berth: Berth, *, size: int, drain_s: float) -> None:
         self._berth = berth
         self._size = size
         self._drain_s = drain_s
-        self._say = say
         self._workers: dict[int, Worker] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._failures = 0
@@ -151,7 +153,7 @@ class Crew:
                 new.unwatched = True
                 await first(new.ready.wait(), new.process.wait())
                 if not new.ready.is_set():
-                    self._say("the new worker did not start, so the old ones stay")
+                    log.error("worker_exchange_failed", reason="the new worker did not start, so the old ones stay")
                     return
                 new.unwatched = False
                 await self._retire(old)
@@ -193,7 +195,7 @@ class Crew:
         self._any_ready |= worker.ready.is_set()
         lived = asyncio.get_running_loop().time() - worker.started_s > _LIVED_S
         self._failures = 1 if lived else self._failures + 1
-        self._say(f"worker {worker.index} (process {worker.process.pid}) {_how(code)}; starting another")
+        log.error("worker_died", worker=worker.index, process=worker.process.pid, how=_how(code))
         if not self._any_ready and self._failures >= _TRIES_AT_START * self._size:
             self._failed.set()
             return
@@ -207,7 +209,7 @@ class Crew:
             async with asyncio.timeout(self._drain_s + _CLOSE_S):
                 await worker.process.wait()
         except TimeoutError:
-            self._say(f"worker {worker.index} did not end in time and was killed")
+            log.error("worker_killed", worker=worker.index, reason="it did not end in time")
             worker.kill()
             await worker.process.wait()
 

@@ -20,6 +20,7 @@ from contextlib import AsyncExitStack
 
 from modelport import __version__
 from modelport.catalog.handover import write_settings
+from modelport.observe import logs
 from modelport.settings import Settings
 from modelport.supervisor import listener as sockets
 from modelport.supervisor.crew import Berth, Crew
@@ -64,6 +65,7 @@ class _Supervisor:
 
     async def run(self) -> None:
         settings, directory = self._settings, self._directory
+        logs.configure(settings.log)
         write_settings(directory.run_dir, settings)
         async with AsyncExitStack() as stack:
             self._listen_to_signals()
@@ -74,7 +76,6 @@ class _Supervisor:
                 Berth(directory.run_dir, self._listener, directory.lock_fd, directory.metrics_dir),
                 size=settings.server.workers,
                 drain_s=settings.server.drain_s,
-                say=self._terminal.say,
             )
             stack.push_async_callback(crew.drain)
             await crew.spawn()
