@@ -58,7 +58,7 @@ class Bench:
     def start_upstream(self, core: int) -> int:
         """The upstream's port. Raises: RuntimeError, WrongAnswer."""
         watched = Watched(
-            [str(self.tools.upstream), "--port", "0", "--chunks", str(CHUNKS)],
+            [str(self.tools.upstream), "--chunks", str(CHUNKS)],
             core=core,
             log=self.folder / "upstream.log",
             environment={},
