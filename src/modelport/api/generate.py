@@ -96,6 +96,8 @@ async def stream(exchange: Exchange, run: Run) -> None:
     except ModelportError as error:
         if not exchange.started:
             raise
+        # The status line said 200 long ago; the log says what became of it.
+        exchange.status = error.status
         last = stream_event(error)
     finally:
         await deltas.aclose()
