@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -109,11 +109,13 @@ class Verdict:
 
 
 def verdicts(figures: Figures, *, chunks: int) -> list[Verdict]:
-    """The first stage's targets. Of several scenarios that could prove a target, the worst one counts."""
-    stream_ratio = _worst(min, (figures.speed_ratio(s, OURS, "nginx") for s in (STREAM_64, STREAM_128)))
-    chunk_us = _worst(
-        max, (figures.median(s, OURS, lambda m: m.cpu_us_per_call / chunks) for s in (STREAM_16, STREAM_64, STREAM_128))
-    )
+    """The first stage's targets. At 64 clients the upstream's pace holds nginx back, so 128 must hold as well."""
+    of_chunks = [
+        figures.median(scenario, OURS, lambda m: m.cpu_us_per_call / chunks)
+        for scenario in (STREAM_16, STREAM_64, STREAM_128)
+    ]
+    chunk_us = max((value for value in of_chunks if value is not None), default=None)
+    streams = "at least 0.6 of nginx"
     return [
         _at_least(
             "calls/s, JSON, 64 clients: at least 0.10 of nginx", figures.speed_ratio(WHOLE_64, OURS, "nginx"), 0.10
@@ -121,15 +123,11 @@ def verdicts(figures: Figures, *, chunks: int) -> list[Verdict]:
         _at_least(
             "calls/s, JSON, 64 clients: at least 40 × LiteLLM", figures.speed_ratio(WHOLE_64, OURS, "litellm"), 40
         ),
-        _at_least("streams/s, the worse of 64 and 128 clients: at least 0.6 of nginx", stream_ratio, 0.6),
+        _at_least(f"streams/s, 64 clients: {streams}", figures.speed_ratio(STREAM_64, OURS, "nginx"), 0.6),
+        _at_least(f"streams/s, 128 clients: {streams}", figures.speed_ratio(STREAM_128, OURS, "nginx"), 0.6),
         _below("first chunk, 16 clients, added p50: under 1 ms", figures.added_first_p50_ms(STREAM_16, OURS), 1, "ms"),
         _below("CPU a chunk, the worst of 16, 64 and 128 clients: at most 40 µs", chunk_us, 40, "µs"),
     ]
-
-
-def _worst(choose: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return choose(known) if known else None
 
 
 def _at_least(target: str, found: float | None, bound: float) -> Verdict:

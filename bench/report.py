@@ -115,6 +115,7 @@ def _whole_columns(figures: Figures, run: Run) -> list[_Column]:
     return [
         ("calls/s", _cell(figures, WHOLE_64, lambda m: m.calls_per_s)),
         ("CPU µs/call", _cpu_cell(figures, WHOLE_64)),
+        ("% of its core", _cell(figures, WHOLE_64, lambda m: m.core_share * 100)),
         ("p50 ms", _cell(figures, WHOLE_64, lambda m: m.p50_ms)),
         ("p99 ms", _cell(figures, WHOLE_64, lambda m: m.p99_ms)),
         ("one client: added p50 ms", lambda name: _number(_unless_direct(figures.added_p50_ms, WHOLE_1, name))),
@@ -176,7 +177,7 @@ def _number(value: float | None, unit: str = "") -> str:
     elif abs(value) >= 10:
         text = f"{value:.1f}"
     else:
-        text = f"{value:.2f}"
+        text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
     return f"{text} {unit}".rstrip()
 
 
