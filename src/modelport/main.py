@@ -21,7 +21,7 @@ from modelport.backends.openai import OpenAIBackend
 from modelport.backends.protocol import Backend
 from modelport.backends.sandbox import SandboxBackend
 from modelport.calls import ModelKind
-from modelport.catalog.defaults import default_models
+from modelport.catalog.configured import all_models
 from modelport.catalog.handover import Place, Places, Seat
 from modelport.catalog.model import Model, Target, Version
 from modelport.catalog.placed import PlacedBackend
@@ -146,13 +146,6 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             usage=UsageService(db, ledger),
             metrics=metrics,
         )
-
-
-def all_models(settings: Settings) -> list[ModelSettings]:
-    """The configured models, then the default ones that no configured model replaces."""
-    configured = {row.id for row in settings.models}
-    extra = [row for row in default_models() if row.id not in configured] if settings.default_models else []
-    return [*settings.models, *extra]
 
 
 def _models(settings: Settings, places: Places, *, now_us: int) -> list[Model]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 
 NANOS_PER_USD = 1_000_000_000
+# Beyond any price or budget, and its nano-dollars still fit a database's 64-bit integer.
+MAX_USD = 1_000_000_000
 _MILLION = 1_000_000
 
 
 def parse_usd(text: str | int | Decimal) -> int:
     """Nano-dollars of a decimal amount of dollars, such as `"0.15"`.
 
-    Raises: ValueError when it is no finite decimal, or finer than a nano-dollar (nothing is rounded silently).
+    Raises: ValueError when it is no finite decimal, finer than a nano-dollar (nothing is rounded silently)
+    or beyond `MAX_USD`.
     """
     try:
         amount = Decimal(text)
@@ -22,6 +25,8 @@ def parse_usd(text: str | int | Decimal) -> int:
         raise ValueError(f"{text!r} is no decimal amount of dollars, such as 0.15") from None
     if not amount.is_finite():
         raise ValueError(f"{text!r} is not a finite amount")
+    if abs(amount) > MAX_USD:
+        raise ValueError(f"{text!r} is more than {MAX_USD:,} dollars")
     nanos = amount * NANOS_PER_USD
     if nanos != nanos.to_integral_value():
         raise ValueError(f"{text!r} is finer than a nano-dollar (9 decimals)")
