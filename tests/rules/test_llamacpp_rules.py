@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from modelport.backends.llamacpp import LlamaCppOptions, schemas, socket_path_for, wire
 from modelport.backends.llamacpp.gguf import BrokenModel, Header, read_header
 from modelport.backends.llamacpp.prompting import messages_for
+from modelport.backends.llamacpp.sampling import sampling_for
 from modelport.backends.llamacpp.slots import Entry, SlotTable, common_length
 from modelport.backends.llamacpp.tools import ToolReader, parse
+from modelport.catalog.defaults import default_models
 from modelport.errors import BadRequest
-from modelport.requests import Message
+from modelport.requests import ChatRequest, Message
 
 
 def entry(tokens: list[int], tenant: str = "org_1", *, deadline_s: float = 100.0) -> Entry:
@@ -228,3 +230,18 @@ def test_a_header_tells_the_memory(tmp_path: Path) -> None:
     damaged.write_bytes(b"GGUF" + b"\xff" * 40)
     with pytest.raises(BrokenModel):
         read_header(damaged)
+
+
+def test_the_callers_sampling_wins_and_structure_is_not_held_against_an_answer() -> None:
+    options = LlamaCppOptions.parse({"sampling": {"temperature": 0.2, "dry_multiplier": 0.8}})
+    messages = [{"role": "user", "content": "Hi"}]
+    request = msgspec.convert({"model": "m", "messages": messages, "temperature": 0}, ChatRequest)
+    body = sampling_for(request, options)
+    assert (body["temperature"], body["dry_multiplier"]) == (0, 0.8)
+    assert sampling_for(request, options, structured=True)["dry_multiplier"] == 0
+
+
+def test_the_default_models_options_are_known() -> None:
+    for row in default_models():
+        if row.backend == "llamacpp":
+            assert LlamaCppOptions.parse(row.options).system_prompt

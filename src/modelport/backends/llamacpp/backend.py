@@ -151,7 +151,7 @@ class LlamaCppBackend:
         return wire.Generate(
             runs,
             min(bound, room),
-            sampling_for(request, self._options),
+            sampling_for(request, self._options, structured=bool(prepared.grammar)),
             timeout_s,
             call.caller.organization_id,
             prepared.grammar,

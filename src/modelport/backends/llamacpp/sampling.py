@@ -8,22 +8,23 @@ from modelport.backends.llamacpp.options import LlamaCppOptions
 from modelport.errors import BadRequest
 from modelport.requests import ChatRequest, CompletionRequest
 
-# Chosen with bench/sampling.py; docs/guides/local-llm.md tells how. The names are llama.cpp's.
-DEFAULT_SAMPLING: dict[str, float] = {
-    "temperature": 0.3,
-    "top_k": 40,
-    "top_p": 0.9,
-    "min_p": 0.05,
-    "repeat_penalty": 1.1,
-    "repeat_last_n": 256,
-}
+# What most instruct models are published with. The names are llama.cpp's. A model that needs more than that says so in
+# its row's options, as the default one does: bench/sampling.py and docs/guides/local-llm.md tell how those were chosen.
+DEFAULT_SAMPLING: dict[str, float] = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.05}
 _SEED_BITS = 0x7FFFFFFF
 _MAX_BIAS = 100
 
 
-def sampling_for(request: ChatRequest | CompletionRequest, options: LlamaCppOptions) -> dict[str, Any]:
-    """llama.cpp's sampling fields for one request. Raises: BadRequest."""
+def sampling_for(
+    request: ChatRequest | CompletionRequest, options: LlamaCppOptions, *, structured: bool = False
+) -> dict[str, Any]:
+    """llama.cpp's sampling fields for one request. Raises: BadRequest.
+
+    `structured`: the answer follows a grammar, whose own repetitions (keys, quotes) must not be held against it.
+    """
     body: dict[str, Any] = {**DEFAULT_SAMPLING, **options.sampling}
+    if structured:
+        body |= {"dry_multiplier": 0.0, "repeat_penalty": 1.0}
     for name in ("temperature", "top_p", "frequency_penalty", "presence_penalty"):
         value = getattr(request, name)
         if value is not None:
