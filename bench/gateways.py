@@ -21,7 +21,7 @@ from bench.build import CACHE, ROOT, Missing, Tools, build_tools, find_program
 from bench.calls import CHUNKS, Load, Loaded, Shape, WrongAnswer, probe
 from bench.figures import DIRECT, OURS, SCENARIOS, Figures, Measurement, Scenario, verdicts
 from bench.peers import PEERS, Place, Running, metered_calls
-from bench.processes import Watched, priority
+from bench.processes import Watched, busy_s, finished_children_s, priority
 from bench.report import Memory, Run, ratio_table, render, verdict_table
 
 _PAGE = ROOT / "docs" / "performance.md"
@@ -98,9 +98,11 @@ class Bench:
         for watched in {self.targets[DIRECT].running.watched, target.running.watched}:
             watched.check_alive()
         self._send(target, scenario, warm_up_s)
-        cpu_s, began_s = target.running.watched.cpu_s(), time.monotonic()
+        before_s = self._clocks_s(target)
         loaded = self._send(target, scenario, seconds * scenario.share)
-        cpu_s, elapsed_s = target.running.watched.cpu_s() - cpu_s, time.monotonic() - began_s
+        cpu_s, ours_s, busy, elapsed_s = (
+            after - before for after, before in zip(self._clocks_s(target), before_s, strict=True)
+        )
         if loaded.not_ok:
             print(f"{name}: {loaded.not_ok} answers with status {loaded.first_bad_status} …", file=sys.stderr)
         return Measurement(
@@ -113,7 +115,15 @@ class Bench:
             first_p50_ms=loaded.first_p50_ms,
             cpu_us_per_call=cpu_s * 1e6 / max(loaded.calls, 1),
             core_share=cpu_s / elapsed_s,
+            foreign_share=max(busy - ours_s, 0.0) / elapsed_s,
         )
+
+    def _clocks_s(self, target: Target) -> tuple[float, float, float, float]:
+        """Processor time so far of the target, of all that takes part in measuring it, of everything; and the time."""
+        cpu_s = target.running.watched.cpu_s()
+        upstream_s = self.targets[DIRECT].running.watched.cpu_s()
+        gateway_s = 0.0 if target.running.name == DIRECT else cpu_s
+        return cpu_s, gateway_s + upstream_s + finished_children_s(), busy_s(), time.monotonic()
 
     def _send(self, target: Target, scenario: Scenario, seconds: float) -> Loaded:
         running = target.running
@@ -197,7 +207,8 @@ def _progress(number: int, scenario: Scenario, name: str, measured: Measurement)
     return (
         f"round {number + 1}  {scenario.title:22} {name:10} {measured.calls_per_s:10,.0f}/s"
         f" {measured.cpu_us_per_call:9,.1f} µs  p50 {measured.p50_ms:8.3f} ms  first {measured.first_p50_ms:8.3f} ms"
-        f"  core {measured.core_share:4.0%}  wrong {measured.wrong}  errors {measured.errors}"
+        f"  core {measured.core_share:4.0%}  others {measured.foreign_share:4.0%}"
+        f"  wrong {measured.wrong}  errors {measured.errors}"
     )
 
 

@@ -78,9 +78,14 @@ database; nginx only forwards. **Only ratios within one run mean anything on ano
 
 def verdict_table(found: Sequence[Verdict]) -> str:
     """The targets as a table."""
-    words = {True: "**yes**", False: "**no**", None: "not measured"}
-    rows = [[verdict.target, _number(verdict.found, verdict.unit), words[verdict.holds]] for verdict in found]
+    rows = [[verdict.target, _number(verdict.found, verdict.unit), _word(verdict)] for verdict in found]
     return _lines(["target", "measured", "holds"], rows)
+
+
+def _word(verdict: Verdict) -> str:
+    if verdict.holds is not None:
+        return "**yes**" if verdict.holds else "**no**"
+    return "not measured" if verdict.found is None else "not judged: the machine was busy"
 
 
 def ratio_table(figures: Figures, targets: Sequence[str]) -> str:

@@ -159,6 +159,14 @@ def test_wrong_answers_prove_no_target() -> None:
     assert (of_nginx.found, of_nginx.holds) == (None, None)
 
 
+def test_a_busy_machine_proves_no_ratio_of_speeds() -> None:
+    figures = Figures()
+    figures.add(WHOLE_64, OURS, _measured(50.0))
+    figures.add(WHOLE_64, "nginx", _measured(100.0, foreign_share=0.5))
+    of_nginx, *_ = verdicts(figures, chunks=CHUNKS)
+    assert (of_nginx.found, of_nginx.holds) == (0.5, None)
+
+
 def test_a_bench_whose_upstream_died_stops() -> None:
     with started([]) as bench:
         bench.targets[DIRECT].running.watched.stop()
@@ -166,7 +174,7 @@ def test_a_bench_whose_upstream_died_stops() -> None:
             bench.measure(WHOLE_64, DIRECT, seconds=_SECONDS, warm_up_s=0)
 
 
-def _measured(calls_per_s: float, *, wrong: int = 0) -> Measurement:
+def _measured(calls_per_s: float, *, wrong: int = 0, foreign_share: float = 0.0) -> Measurement:
     return Measurement(
         calls=1,
         wrong=wrong,
@@ -177,4 +185,5 @@ def _measured(calls_per_s: float, *, wrong: int = 0) -> Measurement:
         first_p50_ms=0.0,
         cpu_us_per_call=1.0,
         core_share=1.0,
+        foreign_share=foreign_share,
     )
