@@ -16,6 +16,7 @@ import msgspec
 from modelport.access import store
 from modelport.access.announce import CHANNEL, FENCE, News, decode_news
 from modelport.access.cache import Entry, KeyCache
+from modelport.access.model import KeyHolder
 from modelport.access.rules import find_mode, hash_key, is_within, parse_networks
 from modelport.calls import Caller
 from modelport.db.engine import Database
@@ -29,6 +30,8 @@ GAP_S = 10.0
 _RESUBSCRIBE_S = 0.5
 # While the database is away, a key whose time in the cache is over is asked for this often.
 _RETRY_US = 5_000_000
+# Reading a key takes about a millisecond; whoever waits this long is better told to come back.
+_READ_TIMEOUT_S = 2.0
 _UNKNOWN = "This API key does not exist. Check that it was copied whole, or create a new one."
 _REVOKED = "This API key was revoked. Create a new one."
 
@@ -146,8 +149,7 @@ class KeyRing:
     async def _read(self, digest: bytes) -> Entry:
         """Read the key and remember what was found, unless anything was forgotten meanwhile."""
         generation = self._cache.generation
-        async with self._db.connect() as conn:
-            holder = await store.find_holder(conn, key_hash=digest.hex())
+        holder = await self._find_holder(digest)
         fresh = generation == self._cache.generation and self._news is not None
         now_us = self._clock.now_us()
         if holder is None or holder.revoked_us is not None:
@@ -161,6 +163,15 @@ class KeyRing:
         if fresh:
             self._cache.put(digest, entry)
         return entry
+
+    async def _find_holder(self, digest: bytes) -> KeyHolder | None:
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT_S), self._db.connect() as conn:
+                return await store.find_holder(conn, key_hash=digest.hex())
+        except TimeoutError as error:
+            raise Unavailable(
+                "API keys can't be looked up for a moment.", internal=f"database: no answer in {_READ_TIMEOUT_S} s"
+            ) from error
 
     def _check_expiry(self, entry: Entry) -> None:
         if entry.expires_us is not None and entry.expires_us <= self._clock.now_us():

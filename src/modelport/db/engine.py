@@ -7,6 +7,7 @@ processes SQLite's own busy timeout decides.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -27,6 +28,9 @@ SQLITE_BUSY_TIMEOUT_S = 10.0
 SQLITE_READERS = 4
 POOL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+# For a connection that is known to work: its turn in the pool and the question whether the server still answers, which
+# a server that hangs with its connections open never does.
+PATIENCE_S = 6.0
 # Above the slowest report; below it, a server that answers nothing at all would hold its callers for ever.
 COMMAND_TIMEOUT_S = 60.0
 
@@ -38,8 +42,11 @@ class Database:
     and rolls back on an error; `connect` sees one state of the data throughout and never writes.
     """
 
-    def __init__(self, place: Place, *, writer: AsyncEngine, reader: AsyncEngine) -> None:
+    def __init__(
+        self, place: Place, *, writer: AsyncEngine, reader: AsyncEngine, patience_s: float | None = None
+    ) -> None:
         self.place = place
+        self._patience_s = patience_s
         self._writer = writer
         self._reader = reader
 
@@ -58,7 +65,8 @@ class Database:
         with _translated():
             async with AsyncExitStack() as stack:
                 with _connecting():
-                    conn = await stack.enter_async_context(self._writer.begin())
+                    async with asyncio.timeout(self._patience_s):
+                        conn = await stack.enter_async_context(self._writer.begin())
                 yield conn
 
     @asynccontextmanager
@@ -67,7 +75,8 @@ class Database:
         with _translated():
             async with AsyncExitStack() as stack:
                 with _connecting():
-                    conn = await stack.enter_async_context(self._reader.connect())
+                    async with asyncio.timeout(self._patience_s):
+                        conn = await stack.enter_async_context(self._reader.connect())
                 yield conn
 
     async def ping(self) -> None:
@@ -107,7 +116,7 @@ def _open_server(place: Place, *, pool_size: int) -> Database:
     )
     # The same connections; the server is told with each BEGIN, so it costs no round trip.
     reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return Database(place, writer=engine, reader=reader)
+    return Database(place, writer=engine, reader=reader, patience_s=PATIENCE_S)
 
 
 def _sqlite_engine(place: Place, *, connections: int, begin: str, query_only: bool) -> AsyncEngine:
