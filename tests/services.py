@@ -77,7 +77,7 @@ class Service:
                 stdout=output,
                 stderr=output,
                 cwd=self.folder,
-                # A group of its own, so that pause and kill reach every process of PostgreSQL and ^C does not.
+                # A group of its own, so that ^C does not reach it.
                 process_group=0,
                 env=_environment(),
             )
@@ -119,9 +119,13 @@ class Service:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
+        if self._process is None:
+            return
+        # PostgreSQL's children lead groups of their own. SIGINT goes to the server alone, which tells its children.
+        children = [] if number == signal.SIGINT else _children(self._process.pid)
+        for pid in (self._process.pid, *children):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+                os.kill(pid, number)
 
     def _reap(self) -> None:
         if self._process is None:
@@ -132,6 +136,14 @@ class Service:
             self._signal(signal.SIGKILL)
             self._process.wait(_STOP_TIMEOUT_S)
         self._process = None
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):
+            found += map(int, task.read_text().split())
+    return found
 
 
 def start_redis(*options: str) -> Service:
