@@ -53,9 +53,9 @@ def pair(fleet: dict[str, str], tmp_path: Path) -> Iterator[tuple[Server, Server
     """Two instances, as on two machines: a data directory and a port each, one database and one Redis."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    with Server(tmp_path / "a", config=CONFIG, env=fleet, workers=2) as first:
-        with Server(tmp_path / "b", config=CONFIG, env=fleet, workers=2) as second:
-            yield first, second
+    first, second = (Server(tmp_path / name, config=CONFIG, env=fleet, workers=2) for name in ("a", "b"))
+    with first, second:
+        yield first, second
 
 
 def test_usage_is_what_the_sdk_saw_and_a_restart_keeps_everything(server: Server) -> None:
