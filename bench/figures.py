@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-# Of one core. The gateways that are not measured stay below it together.
+# The gateways that wait for their turn stay below it together.
 MOST_FOREIGN_SHARE = 0.1
 DIRECT = "direct"
 OURS = "modelport"
@@ -39,8 +39,8 @@ SCENARIOS = (WHOLE_64, WHOLE_1, STREAM_16, STREAM_64, STREAM_128)
 class Measurement:
     """One load on one target.
 
-    `core_share`: how much of one core the gateway had; `foreign_share`: how much all programs that have no part in
-    this measurement had, the machine's other gateways among them.
+    `core_share`: how much of its core the gateway had; `foreign_share`: how much of it all programs had that have no
+    part in this measurement, the gateways that wait for their turn among them.
     """
 
     calls: int

@@ -119,11 +119,11 @@ class Bench:
         )
 
     def _clocks_s(self, target: Target) -> tuple[float, float, float, float]:
-        """Processor time so far of the target, of all that takes part in measuring it, of everything; and the time."""
+        """Processor time so far of the target, of all that belongs on its core, and of that core; and the time."""
         cpu_s = target.running.watched.cpu_s()
-        upstream_s = self.targets[DIRECT].running.watched.cpu_s()
-        gateway_s = 0.0 if target.running.name == DIRECT else cpu_s
-        return cpu_s, gateway_s + upstream_s + finished_children_s(), busy_s(), time.monotonic()
+        direct = target.running.name == DIRECT
+        ours_s = cpu_s + finished_children_s() if direct else cpu_s
+        return cpu_s, ours_s, busy_s(self._load.core if direct else self.core), time.monotonic()
 
     def _send(self, target: Target, scenario: Scenario, seconds: float) -> Loaded:
         running = target.running
