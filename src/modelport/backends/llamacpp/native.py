@@ -140,9 +140,10 @@ def _params(path: Path, options: LlamaCppOptions, context_tokens: int, control_s
     params.hostnames = [str(control_socket)]
     params.n_parallel = options.slots
     params.n_ctx = context_tokens * options.slots
-    # A batch is the unit in which a prompt can be cancelled, and for which answers in other slots wait.
-    params.n_batch = options.batch_tokens
-    params.n_ubatch = min(options.batch_tokens, 512)
+    # A batch is the unit in which a prompt can be cancelled, and for which answers in other slots wait. It has to hold
+    # a token of each slot.
+    params.n_batch = max(options.batch_tokens, options.slots)
+    params.n_ubatch = min(params.n_batch, 512)
     threads = options.threads or usable_cores()
     params.cpuparams.n_threads = threads
     params.cpuparams_batch.n_threads = threads

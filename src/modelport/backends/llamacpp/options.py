@@ -40,7 +40,7 @@ class LlamaCppOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     queue: Annotated[int, Meta(ge=0, le=4096)] = 64
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     context_tokens: Annotated[int, Meta(ge=0)] = 0
-    batch_tokens: Annotated[int, Meta(ge=16, le=4096)] = 128
+    batch_tokens: Annotated[int, Meta(ge=16, le=4096)] = 64
     gpu_layers: Annotated[int, Meta(ge=0)] = 0
     sampling: dict[str, float] = {}
     system_prompt: str = ""
