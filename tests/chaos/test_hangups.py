@@ -20,8 +20,10 @@ from tests.waiting import wait_until
 
 MODEL = "smollm2-135m-instruct"
 AT_ONCE = 8
-# Tokens that can be on their way between the engine and a client that has just closed its socket.
-IN_FLIGHT = 8
+# Tokens that the engine may make for a call between the moment its client is seen to be gone and its next look.
+IN_FLIGHT = 2
+# So few calls fall into one window of the limit, which then must count just what the receipts say.
+A_MINUTES_WORTH = 150
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +39,24 @@ async def test_hang_ups_are_charged_exactly_and_leave_nothing_behind(server: Ser
     engine = LlamaCppBackend(Path(place.socket), options=LlamaCppOptions())
     await engine.start()
     await wait_until(lambda: engine.health().status is Status.READY, "the engine can be asked")
+    before = (await engine.stats()).produced_tokens
     chance = random.Random(1)
     seen: dict[str, int] = {}
     for _ in range(rounds(short=60, full=1000) // AT_ONCE + 1):
         answers = await asyncio.gather(*(_hang_up(server, key, after=chance.randint(1, 30)) for _ in range(AT_ONCE)))
-        seen.update(answer for answer in answers if answer is not None)
+        seen.update(answers)
 
     async def idle() -> bool:
         stats = await engine.stats()
         return stats.busy == stats.queued == stats.engine_busy == 0
 
     await wait_until(idle, "the engine is idle", timeout_s=1.0)
+    produced = (await engine.stats()).produced_tokens - before
     await engine.close()
-    total = await asyncio.to_thread(_check_receipts, server, key, seen)
-    assert await asyncio.to_thread(_tokens_taken, server, key) == total or len(seen) > 500
+    used, output = await asyncio.to_thread(_check_receipts, server, key, seen)
+    assert 0 <= produced - output <= IN_FLIGHT * len(seen)
+    if len(seen) < A_MINUTES_WORTH:
+        assert await asyncio.to_thread(_tokens_taken, server, key) == used
 
 
 def _key(server: Server) -> str:
@@ -59,7 +65,7 @@ def _key(server: Server) -> str:
     return json.loads(server.request("POST", "/v1/api_keys", body=body, key=server.credentials["api_key"])[2])["key"]
 
 
-async def _hang_up(server: Server, key: str, *, after: int) -> tuple[str, int] | None:
+async def _hang_up(server: Server, key: str, *, after: int) -> tuple[str, int]:
     """Start a stream, read `after` pieces of text, close the socket: the call's id and the pieces that were seen."""
     body = json.dumps(
         {
@@ -82,20 +88,22 @@ async def _hang_up(server: Server, key: str, *, after: int) -> tuple[str, int] |
             pieces += bool(choice["delta"].get("content"))
             finished = choice["finish_reason"] is not None
     writer.transport.abort()
-    return None if finished else (call_id, pieces)
+    assert not finished, "the story was shorter than the pieces to be read"
+    return call_id, pieces
 
 
-def _check_receipts(server: Server, key: str, seen: dict[str, int]) -> int:
-    """Compare each receipt with what its client saw; the sum of the tokens charged."""
-    total = 0
+def _check_receipts(server: Server, key: str, seen: dict[str, int]) -> tuple[int, int]:
+    """Compare each receipt with what its client saw; the sums of all tokens and of output tokens charged."""
+    used = output = 0
     for call_id, pieces in seen.items():
         status, receipt = server.get(f"/v1/requests/{call_id}", key=key)
         assert status == 200, receipt
         assert receipt["status"] == 499
-        assert pieces <= receipt["output_tokens"] <= pieces + IN_FLIGHT
+        assert pieces <= receipt["output_tokens"]
         assert receipt["exact"] is True
-        total += receipt["input_tokens"] + receipt["output_tokens"]
-    return total
+        used += receipt["input_tokens"] + receipt["output_tokens"]
+        output += receipt["output_tokens"]
+    return used, output
 
 
 def _tokens_taken(server: Server, key: str) -> int:

@@ -49,6 +49,7 @@ class EngineProcess:
         self._prepare_threads = ThreadPoolExecutor(_PREPARE_THREADS, "prepare")
         self._outbox: list[tuple[Connection, wire.Message]] = []
         self._outbox_lock = threading.Lock()
+        self._produced = 0
         self._engine: NativeEngine | None = None
         self.state = wire.State("loading", "the model is being loaded", slots=options.slots)
         self.connections: set[Connection] = set()
@@ -134,7 +135,7 @@ class EngineProcess:
 
     def _stats(self, engine: NativeEngine) -> wire.Message:
         table = self._table
-        return wire.Stats(table.busy, table.queued, engine.busy_slots(), table.seconds_per_run)
+        return wire.Stats(table.busy, table.queued, engine.busy_slots(), table.seconds_per_run, self._produced)
 
     def _admit(self, connection: Connection, message: wire.Generate) -> None:
         deadline_s = time.monotonic() + message.timeout_s
@@ -176,10 +177,11 @@ class EngineProcess:
         """In a slot's thread: generate one choice. True when it came to its end."""
         connection, index = cast(Connection, entry.owner), entry.run.index
         engine = cast(NativeEngine, self._engine)
-        whole = False
+        whole, made = False, 0
 
         def on_token(text: str, output: int, cached: int, finish: str, logprobs: bytes) -> bool:
-            nonlocal whole
+            nonlocal whole, made
+            made = max(made, output)
             if entry.cancelled:
                 return True
             if output or finish:
@@ -192,7 +194,11 @@ class EngineProcess:
                 self._post(connection, wire.Failure("CallTimeout", "The model did not finish before the deadline."))
             return True
 
-        engine.generate(body, on_token)
+        try:
+            engine.generate(body, on_token)
+        finally:
+            with self._outbox_lock:
+                self._produced += made
         return whole
 
     def _post(self, connection: Connection, message: wire.Message) -> None:

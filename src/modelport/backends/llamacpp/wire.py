@@ -99,12 +99,16 @@ class AskStats(_Frame):
 
 
 class Stats(_Frame):
-    """`engine_busy` counts slots as llama.cpp sees them, `busy` and `queued` as the queue does."""
+    """`engine_busy` counts slots as llama.cpp sees them, `busy` and `queued` as the queue does.
+
+    `produced_tokens` are all output tokens of the runs that have ended since the engine started.
+    """
 
     busy: int
     queued: int
     engine_busy: int
     seconds_per_run: float
+    produced_tokens: int = 0
 
 
 Message = Watch | State | Prepare | Prepared | Generate | Piece | Failure | AskStats | Stats
