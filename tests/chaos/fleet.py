@@ -1,0 +1,121 @@
+"""What the outage tests share: a server on services of its own, and clients that note what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.serving import Server
+
+SANDBOX = """
+default_models = false
+[[models]]
+id = "sandbox"
+backend = "sandbox"
+prices = { input_usd_per_mtok = "1", output_usd_per_mtok = "2" }
+"""
+
+
+@dataclass
+class Seen:
+    """What clients saw: how often each outcome came, and the tokens of every answer that arrived whole."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    whole: dict[str, tuple[int, int]] = field(default_factory=dict)
+    slowest_s: float = 0.0
+    retry_after: set[str] = field(default_factory=set)
+
+
+async def chat(
+    http: httpx.AsyncClient, key: str, seen: Seen, *, text: str = "[[tokens:3]]", stream: bool, model: str = "sandbox"
+) -> str:
+    """One call; what came of it: a status with the error's code, or `broken` for a connection that was lost."""
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    began_s = time.monotonic()
+    try:
+        answer = await http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+    except httpx.HTTPError:
+        outcome = "broken"
+    else:
+        outcome = _outcome(answer, seen, stream=stream)
+    seen.statuses[outcome] += 1
+    seen.slowest_s = max(seen.slowest_s, time.monotonic() - began_s)
+    return outcome
+
+
+@asynccontextmanager
+async def load(server: Server, key: str, *, clients: int, text: str = "[[tokens:3]]") -> AsyncIterator[Seen]:
+    """Clients that call one after the other, half of them streaming, until the block ends."""
+    seen, stop = Seen(), asyncio.Event()
+
+    async def client(number: int) -> None:
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as http:
+            while not stop.is_set():
+                outcome = await chat(http, key, seen, text=text, stream=number % 2 == 0)
+                if outcome != "200":
+                    # A client that is refused comes back a little later, as one with any sense does.
+                    await asyncio.sleep(0.02)
+
+    tasks = [asyncio.create_task(client(number)) for number in range(clients)]
+    try:
+        yield seen
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+
+
+def new_key(server: Server, **options: Any) -> str:
+    """The secret of a new key, which no cache holds yet."""
+    key = server.credentials["api_key"]
+    status, _, raw = server.request("POST", "/v1/api_keys", body={"name": "outage", **options}, key=key)
+    assert status == 201, raw
+    secret: str = json.loads(raw)["key"]
+    return secret
+
+
+def ask(server: Server, key: str) -> tuple[int, str, str]:
+    """One small call: status, the error's code (empty when it went well), Retry-After."""
+    body = {"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:2]]"}]}
+    status, headers, raw = server.request("POST", "/v1/chat/completions", body=body, key=key)
+    return status, "" if status == 200 else json.loads(raw)["error"]["code"], headers.get("retry-after", "")
+
+
+def manage(server: Server, path: str = "/v1/usage") -> tuple[int, str]:
+    """A read of the management API: status, and the code of its error."""
+    status, body = server.get(path, key=server.credentials["api_key"])
+    return status, "" if status == 200 else body["error"]["code"]
+
+
+def ready(server: Server) -> bool:
+    return server.get("/readyz")[0] == 200
+
+
+def _outcome(answer: httpx.Response, seen: Seen, *, stream: bool) -> str:
+    if answer.status_code != 200:
+        seen.retry_after.add(answer.headers.get("retry-after", ""))
+        return f"{answer.status_code} {answer.json()['error']['code']}"
+    usage = _stream_usage(answer.text) if stream else answer.json()["usage"]
+    if usage is None:
+        return "200 with an error event"
+    seen.whole[answer.headers["x-request-id"]] = (usage["prompt_tokens"], usage["completion_tokens"])
+    return "200"
+
+
+def _stream_usage(text: str) -> dict[str, int] | None:
+    events = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
+    assert events, "a stream with status 200 was cut off before its first event"
+    if events[-1] != "[DONE]":
+        assert "error" in json.loads(events[-1]), "a stream was cut off silently"
+        return None
+    usage: dict[str, int] = json.loads(events[-2])["usage"]
+    return usage
