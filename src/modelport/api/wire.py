@@ -10,7 +10,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from modelport.api.hangup import Connection, connection_of
+from modelport.api.connection import Connection
+from modelport.api.hangup import connection_of
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -70,29 +71,35 @@ class AsgiWire:
 class ConnectionWire:
     """Our own connection. `cycle` is uvicorn's record of this request and its answer."""
 
-    __slots__ = ("_cycle", "_transport")
+    __slots__ = ("_chunked", "_connection", "_cycle", "_transport")
 
     def __init__(self, connection: Connection, cycle: Any) -> None:
+        self._chunked = False
+        self._connection = connection
         self._cycle = cycle
         self._transport = connection.transport
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         await self._writable()
-        self._finish(self._head(status, headers) + body)
+        head = self._head(status, headers)
+        self._finish(head if self._cycle.scope["method"] == "HEAD" else head + body)
 
     async def begin(self, status: int, headers: Headers) -> None:
         await self._writable()
-        headers.append((b"transfer-encoding", b"chunked"))
+        # HTTP/1.0 knows no chunks: there the end of the connection ends the stream (RFC 9112 section 7.1).
+        self._chunked = self._cycle.scope["http_version"] == "1.1"
+        if self._chunked:
+            headers.append((b"transfer-encoding", b"chunked"))
         self._write(self._head(status, headers))
 
     async def piece(self, data: bytes) -> None:
         if self._cycle.flow.write_paused:
             await self._writable()
-        self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     async def end(self, data: bytes) -> None:
         await self._writable()
-        self._finish(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+        self._finish(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if self._chunked else data)
 
     async def _writable(self) -> None:
         if self._cycle.flow.write_paused and not self._cycle.disconnected:
@@ -102,6 +109,9 @@ class ConnectionWire:
         cycle = self._cycle
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
+        if cycle.more_body:
+            # Answered before the body was read: nobody can say where the next request would begin.
+            cycle.keep_alive = False
         lines = [_STATUS[HTTPStatus(status)]]
         for name, value in cycle.default_headers:
             lines += (name, b": ", value, b"\r\n")
@@ -122,5 +132,5 @@ class ConnectionWire:
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
-            self._transport.close()
+            self._connection.finish()
         cycle.on_response()
