@@ -156,6 +156,7 @@ class UpstreamRejected(UpstreamFailed):
 
     code = "upstream_rejected"
     title = "The model's server refused the request"
+    should_retry = False
 
     def __init__(self, message: str, *, status: int, code: str | None, type: str | None, param: str | None) -> None:
         super().__init__(message, param=param)

@@ -9,18 +9,22 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
+from starlette.routing import Match
 
 from modelport.api import documents, health, keys, models, usage
 from modelport.api.edge import Edge
 from modelport.api.platform import Platform
 from modelport.api.problems import PROBLEM_TYPE, problem_body, retry_headers
 from modelport.api.routes import HOT
-from modelport.errors import BadRequest, MethodNotAllowed, ModelportError, NotFound
+from modelport.errors import BadRequest, Internal, MethodNotAllowed, ModelportError, NotFound
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def described(public_url: str = "") -> FastAPI:
     """Every route of the management API and the description of all others, with no platform behind them yet."""
-    rest = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Modelport")
+    # A redirect to the path with or without a slash would name whatever host the client wrote.
+    rest = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, title="Modelport")
     rest.state.public_url = public_url
     rest.state.hot_routes = tuple(route for route, _ in HOT)
     for module in (models, keys, usage, health, documents):
@@ -39,6 +43,7 @@ def build_app(platform: Platform) -> Edge:
     rest.add_exception_handler(ModelportError, _known)
     rest.add_exception_handler(HTTPException, _from_starlette)
     rest.add_exception_handler(RequestValidationError, _invalid)
+    rest.add_exception_handler(Exception, _unexpected)
     compressed = GZipMiddleware(rest, minimum_size=platform.settings.server.gzip_min_bytes, compresslevel=4)
     return Edge(platform, hot={route.path: handler for route, handler in HOT}, rest=compressed)
 
@@ -64,16 +69,36 @@ async def _known(request: Request, error: Exception) -> Response:
 async def _from_starlette(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return _render(request, MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}."))
+        response = _render(request, MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}."))
+        response.headers["allow"] = ", ".join(_allowed(request))
+        return response
     if error.status_code == 404:
         return _render(request, NotFound(f"There is nothing at {request.method} {request.url.path}; see /docs."))
-    return _render(request, BadRequest(str(error.detail)))
+    return _render(request, BadRequest("The body can't be read as JSON."))
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that some route has at this path."""
+    routes = request.app.routes
+    methods = [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """Starlette raises it again behind the answer, and the edge writes it into the log."""
+    return _render(request, Internal())
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     """FastAPI's own validation, told in our words: the first member that is wrong, and why."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = dict(error.errors()[0])
+    if first.get("type") == "json_invalid":
+        return _render(request, BadRequest("The body is not valid JSON."))
     place = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path", "header")]
     param = ".".join(place) or None
     return _render(request, BadRequest(f"{param or 'The request'}: {first.get('msg', 'is not valid')}.", param=param))

@@ -7,22 +7,27 @@ headers on their way out.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
 
-from modelport.api.exchange import Exchange
+from modelport.api.exchange import Exchange, accepts_gzip
 from modelport.api.limit_headers import limit_headers
 from modelport.api.platform import Platform
-from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers
+from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers, stream_event
 from modelport.api.wire import Headers
-from modelport.errors import CallCancelled, Internal, MethodNotAllowed, ModelportError
+from modelport.errors import BadRequest, CallCancelled, Internal, MethodNotAllowed, ModelportError, Unavailable
 from modelport.observe.logs import access_line
 from modelport.observe.logs import request_id as current_request_id
 
 Handler = Callable[[Exchange], Awaitable[None]]
+# The management API's bodies are small, and those who send them are not known before they are read.
+MAX_MANAGEMENT_BYTES = 1_000_000
 _PROBLEM = (b"content-type", PROBLEM_TYPE)
+_ONLY_POST = [(b"allow", b"POST, OPTIONS")]
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPOSED = b", ".join(
     [
         b"x-request-id, x-model-requested, x-model-served, x-model-version, x-cache, idempotent-replayed, x-cost-usd",
@@ -51,11 +56,17 @@ class Edge:
         request_id = self._platform.ids.new("req_")
         current_request_id.set(request_id)
         exchange = Exchange(scope, receive, send, platform=self._platform, request_id=request_id)
+        await self._answer(exchange)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        """Find who serves the request, and see to it that it is answered whatever happens."""
+        scope = exchange.scope
         origin = exchange.header(b"origin")
         if origin is not None:
             exchange.extra = self._cors(origin)
         handler = self._hot.get(exchange.path)
         try:
+            exchange.check_headers()
             if handler is None:
                 await self._pass_on(exchange)
             elif scope["method"] == "POST":
@@ -63,7 +74,9 @@ class Edge:
             elif scope["method"] == "OPTIONS" and origin is not None:
                 await self._preflight(exchange)
             else:
-                await self._fail(exchange, MethodNotAllowed("This route is called with POST."))
+                await self._fail(exchange, MethodNotAllowed("This route is called with POST."), headers=_ONLY_POST)
+        except ModelportError as error:
+            await self._fail(exchange, error)
         finally:
             exchange.close()
             self._record(exchange)
@@ -77,18 +90,22 @@ class Edge:
         except asyncio.CancelledError:
             interrupt = exchange.interrupt
             if interrupt is None or interrupt.claim() is None:
+                if exchange.streaming:
+                    await exchange.finish(stream_event(Unavailable("The server stops; the rest is lost. Call again.")))
                 raise
             exchange.status = CallCancelled.status
         except Exception:
             log.exception("call_failed", request_id=exchange.request_id, path=exchange.path)
             await self._fail(exchange, Internal())
 
-    async def _fail(self, exchange: Exchange, error: ModelportError) -> None:
+    async def _fail(self, exchange: Exchange, error: ModelportError, *, headers: Headers | None = None) -> None:
         if error.internal is not None or error.status >= 500:
             log.warning("call_error", request_id=exchange.request_id, code=error.code, internal=error.internal)
         self._platform.metrics.refused(error.code)
         if exchange.started or isinstance(error, CallCancelled):
             exchange.status = error.status
+            if exchange.streaming:
+                await exchange.finish(stream_event(error))
             return
         exchange.levels = list(levels_of(error)) or exchange.levels  # type: ignore[arg-type]
         body = problem_body(
@@ -97,7 +114,9 @@ class Edge:
             path=exchange.path,
             base_url=self._platform.settings.server.public_url,
         )
-        await exchange.respond(error.status, body, headers=retry_headers(error), content_type=_PROBLEM)
+        await exchange.respond(
+            error.status, body, headers=[*retry_headers(error), *(headers or ())], content_type=_PROBLEM
+        )
 
     async def _pass_on(self, exchange: Exchange) -> None:
         """FastAPI serves it; our headers are added when the answer starts."""
@@ -107,6 +126,7 @@ class Edge:
         if scope["method"] == "OPTIONS" and exchange.extra:
             await self._preflight(exchange)
             return
+        scope, receive = await self._checked(exchange)
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -115,12 +135,28 @@ class Edge:
             await exchange.raw_send(message)
 
         try:
-            await self._rest(scope, exchange.raw_receive, send)
-        except ModelportError as error:
-            await self._fail(exchange, error)
+            await self._rest(scope, receive, send)
         except Exception:
             log.exception("request_failed", request_id=exchange.request_id, path=exchange.path)
             await self._fail(exchange, Internal())
+
+    async def _checked(self, exchange: Exchange) -> tuple[Any, Any]:
+        """The scope and receive that FastAPI is given: HEAD as GET, and a body that has arrived and is not too large.
+
+        Raises: BadRequest, also for NUL, which no text in PostgreSQL can hold.
+        """
+        scope = exchange.scope
+        if scope["method"] == "HEAD":
+            # uvicorn knows it by its own scope, and leaves the body out.
+            scope = exchange.scope = {**scope, "method": "GET"}
+        coding = exchange.header(b"accept-encoding")
+        if coding is not None and not accepts_gzip(coding.encode("latin-1")):
+            scope["headers"] = [field for field in scope["headers"] if field[0] != b"accept-encoding"]
+        most = min(MAX_MANAGEMENT_BYTES, self._platform.settings.server.max_body_bytes)
+        body = await exchange.body(most_bytes=most)
+        if "\0" in scope["path"] or b"%00" in scope["query_string"] or _NUL.search(body):
+            raise BadRequest("The request has a NUL character, which is no text.")
+        return scope, exchange.receive_once(body)
 
     def _control_headers(self, exchange: Exchange) -> Headers:
         levels = exchange.scope.get("modelport.levels") or []
@@ -153,7 +189,7 @@ class Edge:
             (b"access-control-allow-headers", asked.encode("latin-1")),
             (b"access-control-max-age", b"600"),
         ]
-        await exchange.respond(204, b"", content_type=(b"content-language", b"en"))
+        await exchange.respond(204, b"")
 
     def _record(self, exchange: Exchange) -> None:
         seconds = exchange.elapsed_s()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
+from http import HTTPStatus
 from typing import Any
 
 from modelport.api.hangup import Watch
@@ -16,8 +18,11 @@ from modelport.observe.tracing import Trace
 from modelport.state.protocol import Level
 
 _JSON = (b"content-type", b"application/json")
+# What would be believed of one and not of the other, by us or by a proxy before us, when it came twice.
+_SINGLE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"content-length", b"content-encoding"})
 # Above this size, compressing takes long enough to be felt by other calls on the event loop.
 _GZIP_IN_THREAD_BYTES = 64_000
+_NO_WEIGHT = re.compile(rb"q=0(\.0{0,3})?")
 
 
 class Exchange:
@@ -40,6 +45,7 @@ class Exchange:
         "started_s",
         "started_us",
         "status",
+        "streaming",
         "style",
         "trace",
     )
@@ -58,6 +64,8 @@ class Exchange:
         self.trace = Trace.from_headers(self._headers.get(b"traceparent"), self._headers.get(b"tracestate"))
         self.started = False
         self.status = 0
+        # A stream has begun and has not had its last piece.
+        self.streaming = False
         self.style: Style = "x"
         self.levels: list[Level] = []
         self.extra: Headers = []
@@ -68,6 +76,19 @@ class Exchange:
         """The value of a request header (its name in lower case); the last one where it is repeated."""
         value = self._headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def check_headers(self) -> None:
+        """Raises: BadRequest for headers that could be understood in two ways (RFC 9110 5.3, RFC 9112 3.2)."""
+        sent = self.scope["headers"]
+        if len(self._headers) != len(sent):
+            names = [name for name, _ in sent]
+            for name in _SINGLE:
+                if names.count(name) > 1:
+                    raise BadRequest(f"The header {name.decode()!r} was sent more than once.")
+        if b"host" not in self._headers and self.scope["http_version"] == "1.1":
+            raise BadRequest("The header 'host' is missing.")
+        if self._headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            raise BadRequest("The only transfer-encoding that is read here is 'chunked'.")
 
     @property
     def address(self) -> str:
@@ -84,20 +105,29 @@ class Exchange:
         if declared is not None and b"json" not in declared.lower():
             raise UnsupportedMedia("Send the body as JSON, with the header 'content-type: application/json'.")
 
-    async def body(self) -> bytes:
-        """The whole body. Raises: BodyTooLarge as soon as it is known, BadRequest when it does not arrive."""
+    async def body(self, *, most_bytes: int | None = None) -> bytes:
+        """The whole body, of `most_bytes` or the configured most.
+
+        Raises: BodyTooLarge as soon as it is known, BadRequest when it does not arrive, UnsupportedMedia when it is
+        compressed, which would be a way to send more than that.
+        """
         limits = self.platform.settings.server
+        most = limits.max_body_bytes if most_bytes is None else most_bytes
+        encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding != b"identity" and encoding:
+            self.extra = [*self.extra, (b"accept-encoding", b"identity")]
+            raise UnsupportedMedia("Compressed bodies are not read here; send it without a content-encoding.")
         declared = self._headers.get(b"content-length")
-        if declared is not None and declared.isdigit() and int(declared) > limits.max_body_bytes:
-            raise self._too_large(limits.max_body_bytes)
+        if declared is not None and declared.isdigit() and int(declared) > most:
+            raise self._too_large(most)
         body = body_at_hand(self._receive)
         if body is not None:
-            if len(body) > limits.max_body_bytes:
-                raise self._too_large(limits.max_body_bytes)
+            if len(body) > most:
+                raise self._too_large(most)
             return body
         try:
             async with asyncio.timeout(limits.body_timeout_s):
-                return await self._read(limits.max_body_bytes)
+                return await self._read(most)
         except TimeoutError:
             error = BadRequest(f"The body did not arrive within {limits.body_timeout_s:g} s.")
             error.status = 408
@@ -125,9 +155,17 @@ class Exchange:
 
     def receive_once(self, body: bytes) -> Any:
         """An ASGI receive that hands out `body`, for a parser that wants to read the request itself."""
+        pending = True
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
+        async def receive() -> Any:
+            nonlocal pending
+            if pending:
+                pending = False
+                return {"type": "http.request", "body": body, "more_body": False}
+            # All that can come now is the hang-up.
+            while (message := await self._receive())["type"] == "http.request":
+                pass
+            return message
 
         return receive
 
@@ -158,9 +196,13 @@ class Exchange:
         self, status: int, body: bytes, *, headers: Headers | None = None, content_type: tuple[bytes, bytes] = _JSON
     ) -> None:
         """The whole answer at once."""
+        if status == HTTPStatus.NO_CONTENT:
+            self.started, self.status = True, status
+            await self._wire.whole(status, self._common(headers), b"")
+            return
         fields = [content_type, *self._common(headers)]
         smallest = self.platform.settings.server.gzip_min_bytes
-        if len(body) >= smallest and b"gzip" in self._headers.get(b"accept-encoding", b""):
+        if len(body) >= smallest and accepts_gzip(self._headers.get(b"accept-encoding", b"")):
             body = await _compress(body)
             fields.append((b"content-encoding", b"gzip"))
             fields.append((b"vary", b"accept-encoding"))
@@ -176,7 +218,7 @@ class Exchange:
             (b"x-accel-buffering", b"no"),
             *self._common(headers),
         ]
-        self.started, self.status = True, 200
+        self.started, self.status, self.streaming = True, 200, True
         await self._wire.begin(200, fields)
 
     async def send(self, data: bytes) -> None:
@@ -185,6 +227,7 @@ class Exchange:
 
     async def finish(self, data: bytes) -> None:
         """The last piece of the stream."""
+        self.streaming = False
         await self._wire.end(data)
 
     def elapsed_s(self) -> float:
@@ -220,6 +263,17 @@ def read_secret(authorization: str | None, api_key: str | None) -> str:
     if not secret:
         raise Unauthenticated("No API key was sent; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
     return secret
+
+
+def accepts_gzip(accepted: bytes) -> bool:
+    """Whether an Accept-Encoding asks for gzip and does not refuse it (RFC 9110 section 12.5.3)."""
+    if b"gzip" not in accepted:
+        return False
+    for part in accepted.lower().split(b","):
+        coding, _, weight = part.partition(b";")
+        if coding.strip() == b"gzip":
+            return not _NO_WEIGHT.fullmatch(weight.strip())
+    return False
 
 
 async def _compress(body: bytes) -> bytes:
