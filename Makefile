@@ -30,8 +30,9 @@ check: setup $(VENV)/.stamp-test  ## format, lint, types, layers, sizes, banned 
 bench: setup $(VENV)/.stamp-test  ## measure against the peers in one run (long)
 	@$(BIN)/python -m bench $(ARGS)
 
-soak: setup $(VENV)/.stamp-test  ## load one server for an hour and watch its memory
+soak: setup $(VENV)/.stamp-test  ## load one server for an hour and watch its memory, then the full chaos campaigns
 	@$(BIN)/python -m bench.soak $(ARGS)
+	@MODELPORT_CAMPAIGN=full $(BIN)/python -m pytest tests/chaos
 
 lock: $(VENV)/.stamp-venv  ## resolve the requirements anew and write requirements/*.lock
 	@$(BIN)/python tools/lock.py $(ARGS)
