@@ -27,6 +27,8 @@ Handler = Callable[[Exchange], Awaitable[None]]
 MAX_MANAGEMENT_BYTES = 1_000_000
 _PROBLEM = (b"content-type", PROBLEM_TYPE)
 _ONLY_POST = [(b"allow", b"POST, OPTIONS")]
+# A cache knows that an answer to `Authorization` is one caller's alone; of `X-API-Key` it knows nothing.
+_NOT_KEPT = ((b"cache-control", b"no-store"),)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPOSED = b", ".join(
     [
@@ -163,6 +165,7 @@ class Edge:
         return [
             (b"x-request-id", exchange.request_id.encode()),
             (b"traceparent", exchange.trace.header()),
+            *(_NOT_KEPT if exchange.path.startswith("/v1/") else ()),
             *exchange.extra,
             *(limit_headers(levels, style="x", now_us=exchange.started_us) if levels else []),
         ]

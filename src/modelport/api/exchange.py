@@ -12,14 +12,22 @@ from modelport.api.hangup import Watch
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.wire import Headers, body_at_hand, wire_of
-from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, CallTimeout, Unauthenticated, UnsupportedMedia
+from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, Unauthenticated, UnsupportedMedia
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
 from modelport.state.protocol import Level
 
 _JSON = (b"content-type", b"application/json")
 # What would be believed of one and not of the other, by us or by a proxy before us, when it came twice.
-_SINGLE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"content-length", b"content-encoding"})
+_SINGLE = (
+    b"host",
+    b"authorization",
+    b"x-api-key",
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"transfer-encoding",
+)
 # Above this size, compressing takes long enough to be felt by other calls on the event loop.
 _GZIP_IN_THREAD_BYTES = 64_000
 _NO_WEIGHT = re.compile(rb"q=0(\.0{0,3})?")
@@ -78,17 +86,26 @@ class Exchange:
         return None if value is None else value.decode("latin-1")
 
     def check_headers(self) -> None:
-        """Raises: BadRequest for headers that could be understood in two ways (RFC 9110 5.3, RFC 9112 3.2)."""
-        sent = self.scope["headers"]
-        if len(self._headers) != len(sent):
-            names = [name for name, _ in sent]
+        """Raises: BadRequest for headers that could be understood in two ways (RFC 9110 5.3, RFC 9112 3.2 and 6.1).
+
+        The answer is then the connection's last: where the next request begins is in doubt as well.
+        """
+        doubt = self._doubt()
+        if doubt:
+            self._wire.make_last()
+            raise BadRequest(doubt)
+
+    def _doubt(self) -> str:
+        if len(self._headers) != len(self.scope["headers"]):
+            names = [name for name, _ in self.scope["headers"]]
             for name in _SINGLE:
                 if names.count(name) > 1:
-                    raise BadRequest(f"The header {name.decode()!r} was sent more than once.")
+                    return f"The header {name.decode()!r} was sent more than once."
         if b"host" not in self._headers and self.scope["http_version"] == "1.1":
-            raise BadRequest("The header 'host' is missing.")
+            return "The header 'host' is missing."
         if self._headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
-            raise BadRequest("The only transfer-encoding that is read here is 'chunked'.")
+            return "The only transfer-encoding that is read here is 'chunked'."
+        return ""
 
     @property
     def address(self) -> str:
@@ -172,7 +189,7 @@ class Exchange:
     def guard(self, interrupt: Interrupt, *, timeout_s: float) -> None:
         """Stop the call when the client hangs up or `timeout_s` has passed. Ended by `close`."""
         self.interrupt = interrupt
-        interrupt.fire_in(timeout_s, CallTimeout(f"The call took longer than {timeout_s:g} s."))
+        interrupt.expire_in(timeout_s)
         self._watch = Watch(self._receive, lambda: interrupt.fire(CallCancelled()))
 
     @property

@@ -119,20 +119,21 @@ async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta]) -> None:
 class Silence:
     """Sends a comment whenever nothing was sent for a whole interval. One timer, never re-armed per chunk."""
 
-    __slots__ = ("_exchange", "_interval_s", "_sending", "_timer", "broken")
+    __slots__ = ("_exchange", "_interval_s", "_loop", "_sending", "_timer", "broken")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._interval_s = exchange.platform.settings.server.stream_keep_alive_s / 2
         self.broken = True
         self._sending: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
+        self._loop = exchange.platform.corridor.loop
+        self._timer = self._loop.call_later(self._interval_s, self._tick)
 
     def _tick(self) -> None:
         if not self.broken and (self._sending is None or self._sending.done()):
             self._sending = asyncio.create_task(self._exchange.send(KEEP_ALIVE))
         self.broken = False
-        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
+        self._timer = self._loop.call_later(self._interval_s, self._tick)
 
     def close(self) -> None:
         self._timer.cancel()

@@ -12,10 +12,11 @@ from modelport import __version__
 from modelport.api.auth import PlatformDep
 from modelport.api.exchange import read_secret
 from modelport.api.platform import Platform
+from modelport.api.problems import retry_headers
 from modelport.api.responses import errors
 from modelport.backends.protocol import Health, Status
 from modelport.catalog.service import model_health
-from modelport.errors import ModelportError, PermissionDenied
+from modelport.errors import ModelportError, PermissionDenied, Unavailable
 from modelport.observe.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["Health"])
@@ -56,6 +57,7 @@ async def readyz(platform: PlatformDep, response: Response) -> HealthBody:
     body = await health_body(platform)
     if body.status == "draining" or "failed" in (body.database.status, body.state.status):
         response.status_code = 503
+        response.raw_headers.extend(retry_headers(Unavailable()))
     return body
 
 

@@ -31,6 +31,10 @@ class Wire(Protocol):
 
     async def end(self, data: bytes) -> None: ...
 
+    def make_last(self) -> None:
+        """Close the connection behind this answer, where it is ours to close."""
+        ...
+
 
 def body_at_hand(receive: Any) -> bytes | None:
     """The request's body if all of it has arrived on a connection of ours, so that nothing is waited for."""
@@ -67,6 +71,9 @@ class AsgiWire:
     async def end(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
+    def make_last(self) -> None:
+        """The server behind ASGI frames requests by itself."""
+
 
 class ConnectionWire:
     """Our own connection. `cycle` is uvicorn's record of this request and its answer."""
@@ -100,6 +107,9 @@ class ConnectionWire:
     async def end(self, data: bytes) -> None:
         await self._writable()
         self._finish(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if self._chunked else data)
+
+    def make_last(self) -> None:
+        self._cycle.keep_alive = False
 
     async def _writable(self) -> None:
         if self._cycle.flow.write_paused and not self._cycle.disconnected:

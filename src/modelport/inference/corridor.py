@@ -60,6 +60,7 @@ class Corridor:
         self.clock = clock
         self._limits = limits
         self._sandbox = sandbox
+        self.loop = asyncio.get_running_loop()
 
     def plan(self, call: Call) -> Plan:
         """Which target answers. Raises: ModelNotFound, BadRequest."""
@@ -129,7 +130,7 @@ class Run:
         self.call = call
         self.plan = plan
         self.reservation = reservation
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt(corridor.loop)
         self.usage = Usage()
         self.cost_nanos = 0
         self.error: ModelportError | None = None

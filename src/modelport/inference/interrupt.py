@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from modelport.errors import ModelportError
+from modelport.errors import CallTimeout, ModelportError
 
 
 class Interrupt:
@@ -13,10 +13,12 @@ class Interrupt:
     Concurrency: `fire` is called from the event loop (a timer, a connection's callback), never from a thread.
     """
 
-    __slots__ = ("_task", "_timer", "error")
+    __slots__ = ("_loop", "_task", "_timer", "error")
 
-    def __init__(self) -> None:
-        task = asyncio.current_task()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Asking for the running loop costs a system call each time (Python 3.11 looks whether it was forked).
+        self._loop = loop
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task: asyncio.Task[object] | None = task
         self._timer: asyncio.TimerHandle | None = None
@@ -28,9 +30,12 @@ class Interrupt:
             self.error = error
             self._task.cancel()
 
-    def fire_in(self, seconds: float, error: ModelportError) -> None:
-        """Stop the call with `error` in `seconds`, unless it is disarmed before."""
-        self._timer = asyncio.get_running_loop().call_later(max(seconds, 0), self.fire, error)
+    def expire_in(self, seconds: float) -> None:
+        """Stop the call with `CallTimeout` in `seconds`, unless it is disarmed before."""
+        self._timer = self._loop.call_later(max(seconds, 0), self._expire, seconds)
+
+    def _expire(self, seconds: float) -> None:
+        self.fire(CallTimeout(f"The call took longer than {seconds:g} s."))
 
     def claim(self) -> ModelportError | None:
         """In an `except CancelledError`: the reason, if the cancellation was ours; it is then taken back."""

@@ -35,7 +35,8 @@ class Berth:
     run_dir: Path
     listener: socket.socket
     lock_fd: int
-    metrics_dir: Path
+    # Where several workers gather their metrics; None for a lone one, which keeps its own.
+    metrics_dir: Path | None
 
 
 class Worker:
@@ -60,7 +61,10 @@ class Worker:
             theirs.set_inheritable(True)
             fds = (berth.listener.fileno(), theirs.fileno(), berth.lock_fd)
             arguments = (str(berth.run_dir), str(index), str(fds[0]), str(fds[1]), str(os.getpid()))
-            environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(berth.metrics_dir)}
+            environment = dict(os.environ)
+            environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+            if berth.metrics_dir is not None:
+                environment["PROMETHEUS_MULTIPROC_DIR"] = str(berth.metrics_dir)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -189,7 +193,8 @@ class Crew:
     async def _watch(self, worker: Worker) -> None:
         code = await worker.ended()
         del self._workers[worker.index]
-        _forget_gauges(self._berth.metrics_dir, worker.process.pid)
+        if self._berth.metrics_dir is not None:
+            _forget_gauges(self._berth.metrics_dir, worker.process.pid)
         if worker.unwatched or self._closing:
             return
         self._any_ready |= worker.ready.is_set()

@@ -72,8 +72,9 @@ class _Supervisor:
             models = ModelRoom(settings, directory.run_dir, terminal=self._terminal)
             stack.push_async_callback(models.close)
             models.publish()
+            metrics_dir = directory.metrics_dir if settings.server.workers > 1 else None
             crew = Crew(
-                Berth(directory.run_dir, self._listener, directory.lock_fd, directory.metrics_dir),
+                Berth(directory.run_dir, self._listener, directory.lock_fd, metrics_dir),
                 size=settings.server.workers,
                 drain_s=settings.server.drain_s,
             )

@@ -243,6 +243,8 @@ class EventStream:
         model = chunk.get("model")
         if not isinstance(model, str) or model == self._public_model:
             return payload
+        if self._old_model and self._old_model in payload:
+            return payload.replace(self._old_model, self._model_new)
         for found in _MODEL.finditer(payload):
             if _decode(found[2]) == model:
                 self._old_model, self._model_new = found[0], found[1] + self._model_json

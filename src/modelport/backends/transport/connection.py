@@ -156,6 +156,9 @@ class Connection(asyncio.Protocol):
         limit = self._owner.max_body_bytes if self.response is None else self.response.limit_bytes
         self._fail(UpstreamFailed(f"{self._who()} sent an answer larger than {limit} bytes"))
 
+    def new_future(self) -> asyncio.Future[None]:
+        return self._loop.create_future()
+
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -19,6 +19,10 @@ class Source(Protocol):
 
     def fail_too_large(self) -> None: ...
 
+    def new_future(self) -> asyncio.Future[None]:
+        """A future of the connection's loop, which is not asked for each time: that costs a system call."""
+        ...
+
 
 class Response:
     """Status and headers are there from the start; the body is taken with `read` or piece by piece with `receive`.
@@ -122,7 +126,7 @@ class Response:
 
     async def wait(self) -> None:
         """Return at the next `wake`; the caller looks what it was."""
-        self.waiter = asyncio.get_running_loop().create_future()
+        self.waiter = self.source.new_future()
         try:
             await self.waiter
         finally:
