@@ -12,7 +12,7 @@ from modelport.api.hangup import Watch
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.wire import Headers, body_at_hand, wire_of
-from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, CallTimeout, Unauthenticated, UnsupportedMedia
+from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, Unauthenticated, UnsupportedMedia
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
 from modelport.state.protocol import Level
@@ -189,7 +189,7 @@ class Exchange:
     def guard(self, interrupt: Interrupt, *, timeout_s: float) -> None:
         """Stop the call when the client hangs up or `timeout_s` has passed. Ended by `close`."""
         self.interrupt = interrupt
-        interrupt.fire_in(timeout_s, CallTimeout(f"The call took longer than {timeout_s:g} s."))
+        interrupt.expire_in(timeout_s)
         self._watch = Watch(self._receive, lambda: interrupt.fire(CallCancelled()))
 
     @property
