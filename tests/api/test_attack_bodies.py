@@ -1,4 +1,4 @@
-"""Bodies that are hostile or clumsy: a clear refusal, flat memory, an event loop that lives, and nothing left behind."""
+"""Hostile or clumsy bodies: a clear refusal, flat memory, an event loop that lives, and nothing left behind."""
 
 from __future__ import annotations
 
