@@ -1,0 +1,63 @@
+"""The error contract of WIRE.md, checked on one answer."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tests.rawhttp import Answer
+
+MEMBERS = {"type", "title", "status", "detail", "instance", "request_id", "error"}
+RETRIED = {408, 409, 429, 500, 502, 503, 504}
+# What passes by itself, so that SDKs are left to their own judgement.
+PASSING = {
+    "rate_limit_exceeded", "overloaded", "model_loading", "unavailable", "state_unavailable", "internal_error",
+    "upstream_failed", "timeout", "invalid_request_error",
+}  # fmt: skip
+TRACES = re.compile(r"Traceback|File \"|\.py\b|sqlalchemy|asyncpg|msgspec|pydantic|uvicorn|0x[0-9a-f]{6}")
+
+
+def check(answer: Answer, status: int, code: str | None = None, *, path: str | None = None) -> None:
+    """The whole contract for one error answer."""
+    body = answer.json()
+    assert answer.status == status, answer.body
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(body) == MEMBERS
+    assert body["status"] == status
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert re.fullmatch(r"req_[0-9a-f]{32}", body["request_id"])
+    assert set(body["error"]) == {"message", "type", "code", "param"}
+    assert body["detail"] == body["error"]["message"]
+    assert body["type"] == f"/errors/{body['error']['code']}"
+    if path is not None:
+        assert body["instance"] == path
+    if code is not None:
+        assert body["error"]["code"] == code
+    assert not TRACES.search(answer.body.decode())
+    check_advice(answer, body["error"]["code"])
+
+
+def check_advice(answer: Answer, code: str) -> None:
+    """`x-should-retry` and `Retry-After`, without which SDKs would do the wrong thing."""
+    final = answer.headers.get("x-should-retry") == "false"
+    if answer.status in RETRIED and code not in PASSING:
+        assert final
+    if answer.status in (429, 503) and not final:
+        assert int(answer.headers["retry-after"]) >= 1
+        assert int(answer.headers["retry-after-ms"]) >= 1
+    if final:
+        assert "retry-after" not in answer.headers
+    if answer.status == 401:
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def check_end(answer: Answer) -> str:
+    """The last event: `[DONE]` or an error object with its four keys."""
+    assert answer.status == 200, answer.body
+    assert answer.body.endswith(b"\n\n")
+    last = answer.body.decode().rstrip("\n").rpartition("\n\n")[2].removeprefix("data: ")
+    if last != "[DONE]":
+        assert set(json.loads(last)) == {"error"}
+        assert set(json.loads(last)["error"]) == {"message", "type", "code", "param"}
+        assert not TRACES.search(last)
+    return last
