@@ -103,7 +103,8 @@ class Edge:
     async def _fail(self, exchange: Exchange, error: ModelportError, *, headers: Headers | None = None) -> None:
         if error.internal is not None or error.status >= 500:
             log.warning("call_error", request_id=exchange.request_id, code=error.code, internal=error.internal)
-        self._platform.metrics.refused(error.code)
+        # The class's own: an upstream's refusal brings a code of its own, and a label must not be anybody's word.
+        self._platform.metrics.refused(type(error).code)
         if exchange.started or isinstance(error, CallCancelled):
             exchange.status = error.status
             if exchange.streaming:
