@@ -1,0 +1,230 @@
+"""Who may do what: every route against every kind of key that must not pass, and the right answer for each.
+
+A route that is not in the table fails `test_every_route_is_in_the_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from fastapi.routing import iter_route_contexts
+
+from modelport.access.rules import SCOPES, make_key
+from modelport.api.app import described
+from modelport.api.routes import HOT
+from modelport.db.engine import open_database
+from tests.problems import check
+from tests.rawhttp import Answer
+from tests.serving import Server
+from tests.store.world import Tenant, World, open_world
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+CONFIG = """
+default_models = false
+[[models]]
+id = "sandbox"
+backend = "sandbox"
+[[models]]
+id = "vectors"
+kind = "embedding"
+backend = "sandbox"
+[[models]]
+id = "picture"
+kind = "image"
+backend = "sandbox"
+"""
+CHAT = {"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:1]]"}]}
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a route needs, an example of a call, and what those get who own nothing of what it names.
+
+    `scope` None: open to everybody. `bound`: the status for a key that is bound to another model.
+    """
+
+    scope: str | None = None
+    path: str = ""
+    body: Any = None
+    good: int = 200
+    stranger: int = 200
+    bound: int = 200
+
+
+INFER = Route("inference", bound=404)
+TABLE: dict[tuple[str, str], Route] = {
+    ("POST", "/v1/chat/completions"): replace(INFER, body=CHAT),
+    ("POST", "/v1/completions"): replace(INFER, body={"model": "sandbox", "prompt": "x"}),
+    ("POST", "/v1/embeddings"): replace(INFER, body={"model": "vectors", "input": "x"}),
+    ("POST", "/v1/predict"): replace(INFER, body={"model": "picture", "inputs": ["x"]}),
+    ("POST", "/v1/images/classify"): replace(INFER, body={"model": "picture", "image": "eA=="}),
+    ("GET", "/v1/models"): Route("models:read"),
+    ("GET", "/v1/models/{model_id:path}"): Route("models:read", "/v1/models/sandbox", bound=404),
+    ("GET", "/v1/models/{model_id:path}/versions"): Route("models:read", "/v1/models/sandbox/versions", bound=404),
+    ("POST", "/v1/api_keys"): Route("keys", body={"name": "x", "scopes": ["keys"]}, good=201, stranger=201, bound=201),
+    ("GET", "/v1/api_keys"): Route("keys"),
+    ("GET", "/v1/api_keys/{key_id}"): Route("keys", "/v1/api_keys/{key}", stranger=404),
+    ("PATCH", "/v1/api_keys/{key_id}"): Route("keys", "/v1/api_keys/{key}", {"name": "y"}, stranger=404, bound=403),
+    ("DELETE", "/v1/api_keys/{key_id}"): Route("keys", "/v1/api_keys/{key}", stranger=404),
+    ("GET", "/v1/usage"): Route("usage:read"),
+    ("GET", "/v1/requests/{call_id}"): Route("usage:read", "/v1/requests/{call}", stranger=404),
+    ("GET", "/errors/{code}"): Route(None, "/errors/timeout"),
+    **{("GET", path): Route() for path in ("/livez", "/readyz", "/health", "/metrics", "/llms.txt", "/openapi.json")},
+    **{("GET", path): Route() for path in ("/docs", "/redoc", "/static/redoc.js")},
+}
+CLOSED = [row for row, route in TABLE.items() if route.scope is not None]
+OPEN = [row for row, route in TABLE.items() if route.scope is None]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("authorization"), config=CONFIG) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(server: Server) -> AsyncIterator[World]:
+    db = open_database("", data_dir=server.data_dir, pool_size=1)
+    async with open_world(db) as made:
+        yield made
+    await db.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def alice(server: Server, world: World) -> Tenant:
+    caller = await world.caller(server.credentials["api_key"])
+    return await world.key_of(caller.organization_id, caller.project_id)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mallory(world: World) -> Tenant:
+    return await world.tenant("Mallory")
+
+
+@pytest.fixture
+def names(server: Server, alice: Tenant) -> dict[str, str]:
+    """What Alice owns, for the paths of the table."""
+    made = Answer(*server.request("POST", "/v1/api_keys", body={"name": "hers"}, key=alice.secret)).json()
+    call = server.request("POST", "/v1/chat/completions", body=CHAT, key=alice.secret)
+    return {"key": made["id"], "call": call[1]["x-request-id"]}
+
+
+def ask(server: Server, row: tuple[str, str], names: dict[str, str], *, key: str = "", **headers: str) -> Answer:
+    route = TABLE[row]
+    path = (route.path or row[1]).format(**names)
+    return Answer(*server.request(row[0], path, body=route.body, key=key, headers=headers))
+
+
+async def test_every_route_is_in_the_table() -> None:
+    served = {
+        (method, str(ctx.path)) for ctx in iter_route_contexts(described().routes) for method in ctx.methods or ()
+    }
+    assert served | {("POST", route.path) for route, _ in HOT} == set(TABLE)
+    assert {route.scope for route in TABLE.values()} - {None} <= set(SCOPES)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=" ".join)
+async def test_a_good_key_passes(server: Server, alice: Tenant, names: dict[str, str], row: tuple[str, str]) -> None:
+    assert ask(server, row, names, key=alice.secret).status == TABLE[row].good
+    assert ask(server, row, names, **{"x-api-key": alice.secret}).status == TABLE[row].good
+
+
+@pytest.mark.parametrize("row", OPEN, ids=" ".join)
+async def test_what_is_open_asks_for_no_key_and_looks_at_none(server: Server, row: tuple[str, str]) -> None:
+    for key in ("", "nonsense", make_key("live")):
+        assert ask(server, row, {}, key=key).status == 200
+
+
+WRONG = {
+    "none": {},
+    "empty": {"authorization": ""},
+    "empty bearer": {"authorization": "Bearer "},
+    "another scheme": {"authorization": "Basic bXA6bXA="},
+    "no key": {"authorization": "Bearer nonsense"},
+    "long": {"authorization": "Bearer " + "mp_live_" * 1000},
+    "not ascii": {"x-api-key": "mp_live_" + "é" * 46},
+    "unknown": {"authorization": f"Bearer {make_key('live')}"},
+    "wrong checksum": {"x-api-key": make_key("live")[:-1] + "!"},
+    "two": {"authorization": f"Bearer {make_key('live')}", "x-api-key": make_key("live")},
+}
+
+
+@pytest.mark.parametrize("row", CLOSED, ids=" ".join)
+@pytest.mark.parametrize("kind", WRONG)
+async def test_no_key_and_what_is_none_are_refused(server: Server, row: tuple[str, str], kind: str) -> None:
+    answer = ask(server, row, {"key": "key_x", "call": "req_x"}, **WRONG[kind])
+    check(answer, 401, "invalid_api_key")
+    for value in WRONG[kind].values():
+        assert len(value) < 20 or value.removeprefix("Bearer ") not in answer.body.decode()
+
+
+@pytest.mark.parametrize("row", CLOSED, ids=" ".join)
+async def test_a_key_that_ended_is_refused(
+    server: Server, world: World, alice: Tenant, names: dict[str, str], row: tuple[str, str]
+) -> None:
+    expired = await world.key_of(alice.organization_id, alice.project_id, expires_us=1)
+    check(ask(server, row, names, key=expired.secret), 401, "invalid_api_key")
+    revoked = await world.key_of(alice.organization_id, alice.project_id)
+    assert ask(server, row, names, key=revoked.secret).status == TABLE[row].good
+    assert server.request("DELETE", f"/v1/api_keys/{revoked.key.id}", key=alice.secret)[0] == 200
+    check(ask(server, row, names, key=revoked.secret), 401, "invalid_api_key")
+    mistyped = alice.secret[:20] + ("A" if alice.secret[20] != "A" else "B") + alice.secret[21:]
+    check(ask(server, row, names, key=mistyped), 401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("row", CLOSED, ids=" ".join)
+async def test_every_other_scope_is_not_enough(
+    server: Server, world: World, alice: Tenant, names: dict[str, str], row: tuple[str, str]
+) -> None:
+    scope = TABLE[row].scope
+    without = await world.key_of(alice.organization_id, alice.project_id, scopes=frozenset(SCOPES) - {scope})
+    answer = ask(server, row, names, key=without.secret)
+    check(answer, 403, "permission_denied")
+    assert repr(scope) in answer.json()["detail"]
+    assert scope is not None
+    only = await world.key_of(alice.organization_id, alice.project_id, scopes=frozenset({scope}))
+    # Nobody changes a key that may do more than theirs.
+    expected = TABLE[row].good if row[0] != "PATCH" else 403
+    assert ask(server, row, names, key=only.secret).status == expected
+
+
+@pytest.mark.parametrize("row", CLOSED, ids=" ".join)
+async def test_a_key_works_only_from_its_addresses(
+    server: Server, world: World, alice: Tenant, names: dict[str, str], row: tuple[str, str]
+) -> None:
+    elsewhere = await world.key_of(alice.organization_id, alice.project_id, allowed_ips=("203.0.113.0/24",))
+    forged = {"x-forwarded-for": "203.0.113.9", "forwarded": "for=203.0.113.9", "x-real-ip": "203.0.113.9"}
+    for headers in ({}, forged):
+        check(ask(server, row, names, key=elsewhere.secret, **headers), 403, "permission_denied")
+
+
+@pytest.mark.parametrize("row", CLOSED, ids=" ".join)
+async def test_a_key_bound_to_a_model_reaches_no_other(
+    server: Server, world: World, alice: Tenant, names: dict[str, str], row: tuple[str, str]
+) -> None:
+    bound = await world.key_of(alice.organization_id, alice.project_id, models=frozenset({"another"}))
+    answer = ask(server, row, names, key=bound.secret)
+    assert answer.status == TABLE[row].bound
+    if row == ("GET", "/v1/models"):
+        assert answer.json()["data"] == []
+
+
+@pytest.mark.parametrize("row", CLOSED, ids=" ".join)
+async def test_mallory_reaches_nothing_of_alices(
+    server: Server, alice: Tenant, mallory: Tenant, names: dict[str, str], row: tuple[str, str]
+) -> None:
+    answer = ask(server, row, names, key=mallory.secret)
+    assert answer.status == TABLE[row].stranger
+    text = answer.body.decode()
+    for hers in (
+        alice.organization_id,
+        alice.project_id,
+        alice.key.id,
+        *(names.values() if answer.status < 400 else ()),
+    ):
+        assert hers not in text
+    assert Answer(*server.request("GET", f"/v1/api_keys/{names['key']}", key=alice.secret)).json()["name"] == "hers"
