@@ -187,8 +187,12 @@ class Ledger:
         while True:
             await self._some.wait()
             self._some.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._enough.wait(), pause_s)
+            if self._failing_since_s is not None:
+                # A full batch is no reason to press a database that is away.
+                await asyncio.sleep(pause_s)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._enough.wait(), pause_s)
             self._enough.clear()
             try:
                 await self._commit_all()
