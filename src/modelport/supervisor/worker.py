@@ -39,7 +39,10 @@ def main(arguments: list[str]) -> None:
     control.setblocking(True)
     if control.recv(1) != GO:
         return
+    import structlog
+
     from modelport.catalog.handover import Places, Seat, read_settings
+    from modelport.errors import Unavailable
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -56,7 +59,13 @@ def main(arguments: list[str]) -> None:
         await serve_worker(read_settings(run_dir), seat)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+        try:
+            runner.run(run())
+        except Unavailable as error:
+            # The supervisor tries again, in growing intervals; until then the other workers go on.
+            log = structlog.get_logger("modelport.supervisor")
+            log.error("worker_not_started", reason=error.message, internal=error.internal)
+            sys.exit(1)
 
 
 def _die_with(parent: int) -> None:
