@@ -75,7 +75,9 @@ async def test_without_postgres_known_keys_are_served_and_metered(server: Server
     async with load(server, key, clients=CLIENTS) as seen:
         await _calls(seen, "200", 100)
         postgres_service.kill()
-        await _calls(seen, "200", 200)
+        # More than two workers' batches: a full one must not be offered to the database again at every call.
+        await _calls(seen, "200", 1_500)
+        assert server.log.count('"usage_not_committed"') < 100
         assert await asyncio.to_thread(ask, server, unknown) == (503, "unavailable", "1")
         assert await asyncio.to_thread(manage, server) == (503, "unavailable")
         assert await asyncio.to_thread(manage, server, "/v1/api_keys") == (503, "unavailable")
@@ -107,6 +109,27 @@ async def test_a_postgres_that_hangs_holds_nobody(server: Server, postgres_servi
         await wait_until(partial(_ready, server), "the server is ready again")
         await _calls(seen, "200", 50)
     assert set(seen.statuses) == {"200"}
+    await _all_recorded(server, seen, postgres_service)
+
+
+async def test_a_worker_that_dies_while_postgres_is_away_comes_back_with_it(
+    server: Server, postgres_service: Service
+) -> None:
+    """The other worker goes on meanwhile, and what the dead one had not committed is brought home."""
+    key = server.credentials["api_key"]
+    async with load(server, key, clients=CLIENTS) as seen:
+        await _calls(seen, "200", 100)
+        postgres_service.kill()
+        await _calls(seen, "200", 50)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        await wait_until(lambda: server.log.count('"worker_died"') > 1, "a new worker can't start either")
+        postgres_service.start()
+        await wait_until(partial(_ready, server), "the server is ready again")
+        await wait_until(partial(_has_workers, server, 2), "the worker is replaced")
+        await _calls(seen, "200", 50)
+    # The clients of the dead worker went to the other one, which may not have had their key in its cache.
+    assert set(seen.statuses) <= {"200", "broken", "503 unavailable"}
+    assert "Traceback" not in server.log
     await _all_recorded(server, seen, postgres_service)
 
 
@@ -192,6 +215,7 @@ async def test_a_killed_engine_costs_the_answers_it_was_writing_and_is_back_in_s
     """Streams end with an error event, other calls get 502 or 503, and nobody waits for an engine that is gone."""
     row = next(row for row in default_models() if row.backend == "llamacpp")
     config = f"default_models = false\n[[models]]\nid = '{row.id}'\nbackend = 'llamacpp'\nsource = '{row.source}'\n"
+    config += "max_output_tokens = 200\n"
     text = "Tell me a long story about a fox and a river."
     with Server(tmp_path, config=config) as server:
         key, engine = server.credentials["api_key"], _engine(server)
@@ -222,7 +246,10 @@ def _engine(server: Server) -> int:
 async def _calls(seen: Seen, outcome: str, more: int) -> None:
     """Wait for `more` calls with this outcome."""
     enough = seen.statuses[outcome] + more
-    await wait_until(lambda: seen.statuses[outcome] >= enough, f"{more} more calls get {outcome}", timeout_s=90)
+    try:
+        await wait_until(lambda: seen.statuses[outcome] >= enough, f"{more} more calls get {outcome}", timeout_s=90)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; until now: {dict(seen.statuses)}") from None
 
 
 async def _rows(postgres: Service) -> dict[str, tuple[int, int]]:
