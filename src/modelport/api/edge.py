@@ -33,8 +33,8 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPOSED = b", ".join(
     [
         b"x-request-id, x-model-requested, x-model-served, x-model-version, x-cache, idempotent-replayed, x-cost-usd",
-        b"x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, ratelimit, ratelimit-policy",
-        b"x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-ratelimit-limit-requests",
+        b"x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, x-should-retry, ratelimit",
+        b"ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-ratelimit-limit-requests",
         b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens",
         b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, deprecation, sunset, link, traceparent",
     ]
@@ -153,8 +153,11 @@ class Edge:
             # uvicorn knows it by its own scope, and leaves the body out.
             scope = exchange.scope = {**scope, "method": "GET"}
         coding = exchange.header(b"accept-encoding")
-        if coding is not None and not accepts_gzip(coding.encode("latin-1")):
-            scope["headers"] = [field for field in scope["headers"] if field[0] != b"accept-encoding"]
+        if coding is not None:
+            # The middleware looks for the bare word alone.
+            wanted = b"gzip" if accepts_gzip(coding.encode("latin-1")) else b"identity"
+            others = [field for field in scope["headers"] if field[0] != b"accept-encoding"]
+            scope = exchange.scope = {**scope, "headers": [*others, (b"accept-encoding", wanted)]}
         most = min(MAX_MANAGEMENT_BYTES, self._platform.settings.server.max_body_bytes)
         body = await exchange.body(most_bytes=most)
         if "\0" in scope["path"] or b"%00" in scope["query_string"] or _NUL.search(body):

@@ -284,9 +284,10 @@ def read_secret(authorization: str | None, api_key: str | None) -> str:
 
 def accepts_gzip(accepted: bytes) -> bool:
     """Whether an Accept-Encoding asks for gzip and does not refuse it (RFC 9110 section 12.5.3)."""
-    if b"gzip" not in accepted:
+    lowered = accepted.lower()
+    if b"gzip" not in lowered:
         return False
-    for part in accepted.lower().split(b","):
+    for part in lowered.split(b","):
         coding, _, weight = part.partition(b";")
         if coding.strip() == b"gzip":
             return not _NO_WEIGHT.fullmatch(weight.strip())
