@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from modelport.backends.llamacpp import LlamaCppBackend, LlamaCppEngine, LlamaCppOptions
-from modelport.backends.llamacpp.wire import Stats
 from modelport.backends.protocol import Status
 from modelport.calls import Call, Caller, Delta, Operation, Usage
 from modelport.dialect import fold
@@ -121,6 +120,7 @@ async def until_idle(backend: LlamaCppBackend, *, timeout_s: float = 30.0) -> No
     """Wait until neither the queue nor llama.cpp itself has anything to do."""
 
     async def idle() -> bool:
-        return await backend.stats() == Stats(0, 0, 0, (await backend.stats()).seconds_per_run)
+        stats = await backend.stats()
+        return stats.busy == stats.queued == stats.engine_busy == 0
 
     await wait_until(idle, "the engine is idle", timeout_s=timeout_s)
