@@ -199,6 +199,13 @@ def test_a_million_inputs_are_answered_or_refused_and_others_are_served(client: 
     assert client.send(ALIVE).answer().status == 200
 
 
+async def test_a_hang_up_is_noticed_behind_a_body_that_filled_every_buffer(server: Server, key: str) -> None:
+    with RawClient(server.port) as client:
+        client.send(chat(key, "[[hang]]", user="x" * 3_000_000))
+        await wait_until(lambda: in_flight(server) == 1, "the call runs")
+    await wait_until(lambda: in_flight(server) == 0, "the call was stopped")
+
+
 async def test_two_thousand_bad_requests_leave_nothing_behind(server: Server, key: str) -> None:
     body = {"name": "bad", "limits": {"concurrent_calls": 2}}
     secret = json.loads(server.request("POST", "/v1/api_keys", body=body, key=key)[2])["key"]
