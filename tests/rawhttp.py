@@ -11,8 +11,6 @@ from types import TracebackType
 from typing import Any, Self
 
 _TIMEOUT_S = 30.0
-# A server that has taken nothing for so long does not read.
-_FULL_S = 0.5
 
 
 @dataclass
@@ -60,18 +58,6 @@ class RawClient:
             except OSError:
                 return count
         return times
-
-    def send_until_full(self, data: bytes, times: int) -> int:
-        """As `send_until_cut`, but also done once the server has stopped reading."""
-        self._socket.settimeout(_FULL_S)
-        try:
-            return self.send_until_cut(data, times)
-        finally:
-            self._socket.settimeout(_TIMEOUT_S)
-
-    def is_reset(self) -> bool:
-        """Whether the server has cut the connection, with nothing of what it had sent being read."""
-        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def answer(self, method: str = "GET") -> Answer:
         """The next answer. Raises: ConnectionError when there is none."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.inside import in_flight, open_files, peak_bytes
 from tests.rawhttp import Answer, RawClient, chat, request
 from tests.serving import Server
 from tests.waiting import wait_until
@@ -233,20 +232,3 @@ async def test_two_thousand_bad_requests_leave_nothing_behind(server: Server, ke
     assert [answer.status for answer in answers] == [200, 200, 200]
     # Of two calls at one time this one takes one; none of the dead still holds the other.
     assert '"key-calls";r=1' in answers[-1].headers["ratelimit"]
-
-
-def in_flight(server: Server) -> float:
-    text = server.request("GET", "/metrics")[2].decode()
-    return sum(float(value) for value in re.findall(r"^modelport_calls_in_flight(?:\{.*\})? (\S+)$", text, re.M))
-
-
-def open_files(server: Server) -> int:
-    (pid,) = server.workers()
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def peak_bytes(server: Server) -> int:
-    (pid,) = server.workers()
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelport.api.problems import PROBLEM_TYPE, problem_body, retry_headers
@@ -24,6 +25,9 @@ from modelport.settings import ServerSettings
 
 # Every header costs a look-up or two; no browser and no proxy sends half as many.
 MAX_HEADERS = 100
+# Requests sent ahead while one is served. Reading goes on meanwhile, since only who reads learns of a hang-up; so what
+# is read must have an end, and then the client is told by a closed connection to send the rest again.
+MAX_QUEUED = 32
 # Connections that were turned away and are still being closed; beyond, they are cut without waiting for the client.
 MAX_LEAVING = 256
 _LEAVE_S = 1.0
@@ -85,6 +89,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(self._refusal or BadRequest("This is no HTTP/1.1 request that can be understood."))
             return
         cycle = self.cycle
+        if self.pipeline:
+            self._bound_queue()
         if cycle is not None and cycle.scope is self.scope and not cycle.response_complete:
             if self._head_timer is not None:
                 self._head_timer.cancel()
@@ -101,6 +107,8 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS or (suspect and self._head_size() > most):
             self._refusal = self._head_too_large()
             raise self._refusal
+        if len(self.pipeline) >= MAX_QUEUED:
+            raise Overloaded()
         if self.parser.should_upgrade():
             self._upgrading = True
             return
@@ -115,9 +123,6 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.pipeline:
-            # uvicorn would read on after every answer; so a client could have any number of requests queued here.
-            self.flow.pause_reading()
         if self.transport.get_write_buffer_size():
             self._watch_writing()
 
@@ -134,13 +139,12 @@ class Connection(HttpToolsProtocol):
         self._refuse(BadRequest(msg))
 
     def listen(self) -> None:
-        """Read on, as far as nothing is queued: only who reads learns that the client hung up."""
-        if not self.pipeline:
-            self.flow.resume_reading()
+        """Read on: only who reads learns that the client hung up."""
+        self.flow.resume_reading()
 
     def finish(self) -> None:
         """Close behind the last answer. A client in the middle of sending is given time to read it first."""
-        if self.cycle.more_body:
+        if self.cycle.more_body or self._deaf:
             self._leave(self.settings.header_timeout_s)
         else:
             self.transport.close()
@@ -163,6 +167,13 @@ class Connection(HttpToolsProtocol):
         self._body_bytes += self._read_bytes
         if self._body_bytes > 2 * self.settings.max_body_bytes + self.settings.max_header_bytes:
             self._refuse(BodyTooLarge("The body takes far more bytes to send than it has."))
+
+    def _bound_queue(self) -> None:
+        """Read on behind requests that wait their turn, unless the last of them brings much."""
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self._refuse(Overloaded("Wait for the answer before you send another large request on this connection."))
+        else:
+            self.flow.resume_reading()
 
     def _wait_for_head(self) -> None:
         """More of a head arrived, without its end; or of a body that was answered already."""
@@ -200,6 +211,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: ModelportError) -> None:
         """Take nothing more from this client; say why, after every answer that is still owed."""
         self._deaf = True
+        self.flow.resume_reading()
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             if cycle is None or cycle.response_complete:
