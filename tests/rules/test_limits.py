@@ -106,7 +106,7 @@ def test_a_refusal_says_which_limit_of_whom_and_when_to_come_back(bucket: Bucket
 
 def test_what_never_fits_says_so_and_is_not_to_be_retried() -> None:
     """Named is the limit that it never fits, even when another one refused first."""
-    huge = replace(KEY_TPM, amount=30_000)
+    huge = KEY_TPM._replace(amount=30_000)
     error = refusal(taken(Level(RPM, 0, 60.0), Level(huge, 20_000, 0.0), refused=0, retry_after_s=None))
     assert error.type == "tokens"
     assert error.should_retry is False
@@ -116,7 +116,7 @@ def test_what_never_fits_says_so_and_is_not_to_be_retried() -> None:
 
 
 def test_a_limit_of_nothing_lets_nothing_pass() -> None:
-    closed = replace(RPM, limit=0)
+    closed = RPM._replace(limit=0)
     error = refusal(taken(Level(closed, 0, 0.0), refused=0, retry_after_s=None))
     assert error.should_retry is False
     assert "0 requests per minute" in error.message

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from modelport.api.problems import PROBLEM_TYPE, problem_body, retry_headers
 from modelport.errors import BadRequest, BodyTooLarge, ModelportError, Overloaded
 from modelport.kit.ids import IdSource
+from modelport.kit.outbox import outbox_of
 from modelport.settings import ServerSettings
 
 # Every header costs a look-up or two; no browser and no proxy sends half as many.
@@ -42,6 +43,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.outbox = outbox_of(self.loop)
         self.on_lost: set[Callable[[], None]] = set()
         # Set once nothing more is read of this client: what still arrives is thrown away.
         self._deaf = False
@@ -138,12 +140,18 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest(msg))
 
+    def shutdown(self) -> None:
+        """uvicorn stops: what is still to be sent goes before the connection may be closed."""
+        self.outbox.flush()
+        super().shutdown()
+
     def listen(self) -> None:
         """Read on: only who reads learns that the client hung up."""
         self.flow.resume_reading()
 
     def finish(self) -> None:
         """Close behind the last answer. A client in the middle of sending is given time to read it first."""
+        self.outbox.flush()
         if self.cycle.more_body or self._deaf:
             self._leave(self.settings.header_timeout_s)
         else:
@@ -210,6 +218,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ModelportError) -> None:
         """Take nothing more from this client; say why, after every answer that is still owed."""
+        self.outbox.flush()
         self._deaf = True
         self.flow.resume_reading()
         cycle = self.cycle
@@ -241,6 +250,7 @@ class Connection(HttpToolsProtocol):
 
     def _say(self, error: ModelportError) -> None:
         """The last words on this connection."""
+        self.outbox.flush()
         if self.transport.is_closing():
             return
         request_id = self.ids.new("req_")
@@ -262,6 +272,7 @@ class Connection(HttpToolsProtocol):
         """Say that we are done and let the client find out; closing at once on what it still sends would be a reset,
         which can destroy the answer before it is read."""
         self._deaf = True
+        self.outbox.flush()
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():

@@ -15,6 +15,8 @@ from modelport.api.hangup import connection_of
 
 Headers = list[tuple[bytes, bytes]]
 
+# An answer of this size may stay in the socket's buffer; smaller ones fit where nobody has to wait.
+_LARGE_BYTES = 16_384
 _STATUS = {status: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
@@ -132,13 +134,16 @@ class ConnectionWire:
 
     def _write(self, data: bytes) -> None:
         if not self._cycle.disconnected:
-            self._transport.write(data)
+            self._connection.outbox.write(self._transport, data)
 
     def _finish(self, data: bytes) -> None:
         cycle = self._cycle
         if cycle.disconnected:
             return
-        self._transport.write(data)
+        self._write(data)
+        if len(data) > _LARGE_BYTES:
+            # Whether the client takes it must be seen before the next request is read.
+            self._connection.outbox.flush()
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:

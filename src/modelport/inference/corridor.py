@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modelport.calls import Call, Delta, Operation, Served, Usage
 from modelport.catalog.model import Model, Target
@@ -28,8 +28,7 @@ from modelport.settings import LimitsSettings
 SCOPE = "inference"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What will answer a call."""
 
     model: Model

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _NO_TRACE = b"0" * 32
@@ -39,8 +39,7 @@ _random = _Random()
 os.register_at_fork(after_in_child=_random.__init__)  # type: ignore[misc]
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """Where this request stands in a distributed trace. `span_id` is ours; `parent_id` the caller's, if any."""
 
     trace_id: str

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 SUB_WINDOWS = 60
 HOLD_TTL_S = 15.0
@@ -30,8 +30,7 @@ MAX_AMOUNT = 2**43
 MAX_MESSAGE_BYTES = 60_000
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """One limit and how much of it this call wants. `name` (`rpm`, `tpm`, `calls`, …) is what answers report.
 
     What was taken belongs to (`key`, `window_s`), whatever the limit of the take was; one take names a bucket once.

@@ -11,12 +11,13 @@ import math
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 
 from modelport.backends.transport.response import Response
 from modelport.errors import CallTimeout, ModelportError, UpstreamFailed
+from modelport.kit.outbox import outbox_of
 
 # Bytes that may arrive without a byte of body among them: headers, interim answers, chunk extensions, trailers.
 # nginx allows 8 kB and Node 16 kB for a head; this leaves room for large cookies and stops an endless one.
@@ -28,8 +29,7 @@ DRAIN_S = 1.0
 DRAIN_BYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     """Seconds. `first_byte_s` runs from the request to the answer's head, `between_bytes_s` from one read to the
     next, `total_s` over everything."""
 
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_interim",
         "_keep",
         "_loop",
+        "_outbox",
         "_owner",
         "_parser",
         "_paused",
@@ -81,6 +82,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._loop = loop
+        self._outbox = outbox_of(loop)
         self._parser: Any = httptools.HttpResponseParser(self)
         self._transport: Any = None
         self._timer: asyncio.TimerHandle | None = None
@@ -120,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._due_s = now + timeouts.total_s
         self._due_head_s = now + timeouts.first_byte_s
         self._arm(min(self._due_s, self._due_head_s))
-        self._transport.write(request)
+        self._outbox.write(self._transport, request)
         return response
 
     def close(self) -> None:
