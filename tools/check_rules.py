@@ -22,8 +22,9 @@ _CATCH_ALL = {
     "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",
     "src/modelport/backends/onnx/embeddings.py": "the tokenizers library raises Exception itself",
 }
-# Where a test's machinery may sleep: the polling that all else waits with, servers being started, slow upstreams.
-_MAY_SLEEP = {"tests/waiting.py", "tests/services.py", "tests/serving.py", "tests/upstream.py"}
+# Where a test's machinery may sleep: the polling that all else waits with, servers being started, slow upstreams,
+# clients that back off.
+_MAY_SLEEP = {"tests/waiting.py", "tests/services.py", "tests/serving.py", "tests/upstream.py", "tests/chaos/fleet.py"}
 # Functions that are a table: a row a line, nothing to split.
 _TABLES = {("src/modelport/observe/metrics.py", "__init__")}
 # HTTP clients that cost more than the whole gateway; PERFORMANCE measured them.
