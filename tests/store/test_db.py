@@ -80,14 +80,13 @@ async def test_many_writers_of_two_processes_all_get_their_turn(database_url: st
     second = open_database(database_url, data_dir=tmp_path, pool_size=2)
     await migrate(first)
 
-    async def write(db: Database, number: int) -> None:
+    async def write(db: Database, name: str) -> None:
         async with db.begin() as conn:
             known = (await conn.execute(sa.select(sa.func.count()).select_from(plans))).scalar_one()
-            await conn.execute(sa.insert(plans).values(plan(f"{number}-after-{known}")))
+            await conn.execute(sa.insert(plans).values(plan(f"{name}-after-{known}")))
 
-    await asyncio.gather(
-        *(write(db, number) for number in range(40) for db in (first, second)), return_exceptions=False
-    )
+    both = (("first", first), ("second", second))
+    await asyncio.gather(*(write(db, f"{name}-{number}") for number in range(40) for name, db in both))
     assert await count(first) == 80
     await first.close()
     await second.close()

@@ -32,6 +32,8 @@ MAX_QUEUED = 32
 # Connections that were turned away and are still being closed; beyond, they are cut without waiting for the client.
 MAX_LEAVING = 256
 _LEAVE_S = 1.0
+# How long a stopping server still takes a request on a connection that clients keep open.
+_STOP_GRACE_S = 1.0
 
 
 class Connection(HttpToolsProtocol):
@@ -54,6 +56,7 @@ class Connection(HttpToolsProtocol):
         self._read_bytes = 0
         self._body_bytes = 0
         self._upgrading = False
+        self._stopping = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -115,6 +118,8 @@ class Connection(HttpToolsProtocol):
             self._upgrading = True
             return
         super().on_headers_complete()
+        if self._stopping:
+            self.cycle.keep_alive = False
         # Trailers are no headers (RFC 9110 section 6.5.1): they are gathered where nobody looks.
         self.headers = []
         self._body_bytes = 0
@@ -141,9 +146,21 @@ class Connection(HttpToolsProtocol):
         self._refuse(BadRequest(msg))
 
     def shutdown(self) -> None:
-        """uvicorn stops: what is still to be sent goes before the connection may be closed."""
+        """uvicorn stops: the next answer is the connection's last; one without a request is closed after a grace.
+
+        A client that is about to send on a connection it keeps would otherwise find it closed under its request,
+        which it must not repeat by itself (RFC 9112 section 9.3.1).
+        """
+        self._stopping = True
         self.outbox.flush()
-        super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(_STOP_GRACE_S, self._stop_if_idle)
+
+    def _stop_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     def listen(self) -> None:
         """Read on: only who reads learns that the client hung up."""
