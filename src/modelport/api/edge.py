@@ -168,7 +168,7 @@ class Edge:
         levels = exchange.scope.get("modelport.levels") or []
         return [
             (b"x-request-id", exchange.request_id.encode()),
-            (b"traceparent", exchange.trace.header()),
+            (b"traceparent", exchange.traceparent),
             *(_NOT_KEPT if exchange.path.startswith("/v1/") else ()),
             *exchange.extra,
             *(limit_headers(levels, style="x", now_us=exchange.started_us) if levels else []),

@@ -56,6 +56,7 @@ class Exchange:
         "streaming",
         "style",
         "trace",
+        "traceparent",
     )
 
     def __init__(self, scope: Any, receive: Any, send: Any, *, platform: Platform, request_id: str) -> None:
@@ -70,6 +71,7 @@ class Exchange:
         self.started_s = platform.clock.monotonic_s()
         self.started_us = platform.clock.now_us()
         self.trace = Trace.from_headers(self._headers.get(b"traceparent"), self._headers.get(b"tracestate"))
+        self.traceparent = self.trace.header()
         self.started = False
         self.status = 0
         # A stream has begun and has not had its last piece.
@@ -253,7 +255,7 @@ class Exchange:
     def _common(self, headers: Headers | None) -> Headers:
         fields: Headers = [
             (b"x-request-id", self.request_id.encode()),
-            (b"traceparent", self.trace.header()),
+            (b"traceparent", self.traceparent),
             *self.extra,
         ]
         if headers:

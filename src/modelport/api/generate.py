@@ -64,7 +64,7 @@ def new_call(exchange: Exchange, caller: Caller, *, operation: Operation, reques
         stream=bool(getattr(request, "stream", False)),
         version=getattr(request, "model_version", None),
         metadata=metadata_tags(request.metadata),
-        traceparent=exchange.trace.header().decode(),
+        traceparent=exchange.traceparent.decode(),
     )
 
 

@@ -215,7 +215,8 @@ class Run:
             served.model,
             status,
             latency_us=latency_us,
-            first_token_us=self.first_token_us,
+            # Of an answer that does not stream, the first piece is the whole.
+            first_token_us=self.first_token_us if call.stream else None,
             usage=usage,
         )
         self._corridor.metrics.calls_in_flight -= 1
