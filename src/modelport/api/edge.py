@@ -125,7 +125,6 @@ class Edge:
         """FastAPI serves it; our headers are added when the answer starts."""
         scope = exchange.scope
         scope["modelport.request_id"] = exchange.request_id
-        scope["modelport.fail"] = lambda error: self._fail(exchange, error)
         if scope["method"] == "OPTIONS" and exchange.extra:
             await self._preflight(exchange)
             return

@@ -74,7 +74,7 @@ class KeyCreate(BaseModel):
     )
 
     name: _Name
-    mode: Literal["live", "test"] = Field("live", description="A test key's calls are answered by the sandbox, free.")
+    mode: Literal["live", "test"] = Field("live", description="A test key's calls are free; the sandbox stands in for upstreams.")
     scopes: _Scopes = ["inference", "models:read"]
     models: _Models | None = None
     limits: KeyLimits | None = None

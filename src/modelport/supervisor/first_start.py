@@ -77,7 +77,7 @@ The first start made an organization, an operator and two API keys. They are sho
 
   operator   {made.operator_email}   password {made.operator_password}
   live key   {made.api_key}
-  test key   {made.test_api_key}   (answered by the sandbox)
+  test key   {made.test_api_key}   (free; the sandbox stands in for upstreams)
 
 Try it:
 
