@@ -74,7 +74,9 @@ class KeyCreate(BaseModel):
     )
 
     name: _Name
-    mode: Literal["live", "test"] = Field("live", description="A test key's calls are free; the sandbox stands in for upstreams.")
+    mode: Literal["live", "test"] = Field(
+        "live", description="A test key's calls are free; the sandbox plays upstreams."
+    )
     scopes: _Scopes = ["inference", "models:read"]
     models: _Models | None = None
     limits: KeyLimits | None = None
