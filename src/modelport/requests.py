@@ -14,7 +14,6 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 MAX_CHOICES = 16
-MAX_INPUTS = 2048
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
 _TokenBound = Annotated[int, Meta(ge=1)]

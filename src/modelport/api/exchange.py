@@ -195,11 +195,6 @@ class Exchange:
         self._watch = Watch(self._receive, lambda: interrupt.fire(CallCancelled()))
 
     @property
-    def raw_receive(self) -> Any:
-        """The ASGI receive, for an application behind this one."""
-        return self._receive
-
-    @property
     def raw_send(self) -> Any:
         """The ASGI send, for an application behind this one."""
         return self._send
