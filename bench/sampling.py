@@ -21,7 +21,7 @@ import msgspec
 from modelport.backends.llamacpp import LlamaCppBackend, LlamaCppEngine, LlamaCppOptions
 from modelport.backends.protocol import Status
 from modelport.calls import Call, Caller, Operation
-from modelport.dialect import events
+from modelport.dialect.openai import events
 from modelport.requests import ChatRequest
 
 SEEDS = (1, 2, 3)

@@ -17,7 +17,7 @@ import msgspec
 from modelport.backends.llamacpp import LlamaCppBackend, LlamaCppEngine, LlamaCppOptions
 from modelport.backends.protocol import Status
 from modelport.calls import Call, Caller, Delta, Operation, Usage
-from modelport.dialect import fold
+from modelport.dialect.openai import fold
 from modelport.requests import ChatRequest, CompletionRequest
 from tests.waiting import wait_until
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from modelport.backends.llamacpp import LlamaCppBackend, LlamaCppOptions
-from modelport.dialect import events
+from modelport.dialect.openai import events
 from modelport.errors import BadRequest, CallTimeout, ContextTooLong
 from tests.contract.llamacpp_calls import ask, chat, completion, engine_and_backend
 

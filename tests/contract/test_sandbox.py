@@ -20,7 +20,7 @@ from modelport.backends.sandbox.failures import FAILURES
 from modelport.backends.sandbox.instances import make_instance
 from modelport.backends.sandbox.tokens import split_tokens
 from modelport.calls import Call, Caller, Delta, Operation, Usage
-from modelport.dialect import fold
+from modelport.dialect.openai import fold
 from modelport.errors import BadRequest, CallTimeout, ModelportError, UpstreamFailed
 from modelport.kit.clock import ManualClock
 from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest

@@ -13,7 +13,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from modelport.calls import Call, Caller, Operation, Usage
-from modelport.dialect import ChunkWriter, events, fold, usage_body, usage_from
+from modelport.dialect.openai import ChunkWriter, events, fold, usage_body, usage_from
 from modelport.requests import ChatRequest, CompletionRequest
 
 CALLER = Caller("org_a", "proj_a", "key_a", "live", frozenset(), "free")

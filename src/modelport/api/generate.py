@@ -11,7 +11,7 @@ from modelport.api.exchange import Exchange
 from modelport.api.problems import stream_event
 from modelport.api.wire import Headers
 from modelport.calls import Call, Caller, Delta, Operation
-from modelport.dialect import DONE, fold
+from modelport.dialect.openai import DONE, fold
 from modelport.errors import ModelportError, UpstreamFailed
 from modelport.inference.corridor import SCOPE, Run
 from modelport.kit.money import format_usd

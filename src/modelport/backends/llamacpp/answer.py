@@ -10,7 +10,7 @@ from modelport.backends.llamacpp.schemas import Schema
 from modelport.backends.llamacpp.tools import ToolReader, Tools
 from modelport.backends.llamacpp.wire import Piece
 from modelport.calls import Call, Delta, Operation, Usage
-from modelport.dialect import ChunkWriter
+from modelport.dialect.openai import ChunkWriter
 from modelport.errors import BadRequest, UpstreamFailed
 
 _JSON_STARTS = frozenset('{["-0123456789tfn')

@@ -22,7 +22,7 @@ from modelport.backends.llamacpp.prompting import messages_for
 from modelport.backends.llamacpp.sampling import DEFAULT_SAMPLING, sampling_for, seed_for
 from modelport.backends.protocol import Health, Status
 from modelport.calls import Call, Delta
-from modelport.dialect import ChunkWriter
+from modelport.dialect.openai import ChunkWriter
 from modelport.errors import BadRequest, CallTimeout, ContextTooLong, ModelLoading, ModelportError, UpstreamFailed
 from modelport.kit.clock import Clock, SystemClock
 from modelport.requests import ChatRequest, CompletionRequest, GenerationRequest

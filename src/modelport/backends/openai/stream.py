@@ -18,7 +18,7 @@ import msgspec
 
 from modelport.backends.openai.refusals import stream_error
 from modelport.calls import Usage
-from modelport.dialect import usage_body, usage_from
+from modelport.dialect.openai import usage_body, usage_from
 from modelport.errors import ModelportError, UpstreamFailed
 
 # One event; a piece of a picture or of sound fits.

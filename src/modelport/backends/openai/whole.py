@@ -10,7 +10,7 @@ import msgspec
 from modelport.backends.openai.estimate import BYTES_PER_TOKEN, estimate_input
 from modelport.backends.openai.refusals import stream_error
 from modelport.calls import Call, Delta, Operation, Usage
-from modelport.dialect import usage_from
+from modelport.dialect.openai import usage_from
 from modelport.errors import UpstreamFailed
 
 _MODEL = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")')

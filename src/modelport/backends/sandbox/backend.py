@@ -15,7 +15,7 @@ from modelport.backends.sandbox.failures import failure
 from modelport.backends.sandbox.logprobs import logprobs_of
 from modelport.backends.sandbox.tokens import count_input
 from modelport.calls import Call, Delta, Operation, Usage
-from modelport.dialect import ChunkWriter
+from modelport.dialect.openai import ChunkWriter
 from modelport.errors import CallTimeout, UpstreamFailed
 from modelport.kit.clock import Clock, SystemClock
 
