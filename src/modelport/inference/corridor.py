@@ -84,14 +84,14 @@ class Corridor:
         reservation = await self.admission.reserve(call, secret, tokens=input_tokens + (bound or 0) * _choices(call))
         try:
             served = plan.served
-            self.ledger.open(call, model=served.model, version=served.version, backend=served.backend)
+            event = self.ledger.open(call, model=served.model, version=served.version, backend=served.backend)
         except BaseException:
             await self.admission.settle(reservation, tokens=0)
             raise
         self.metrics.calls_in_flight += 1
         # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
         enforced = bound if not plan.model.settings.targets or plan.model.settings.max_output_tokens else None
-        return Run(self, call, plan=plan, reservation=reservation, max_output_tokens=enforced)
+        return Run(self, call, plan=plan, reservation=reservation, event=event, max_output_tokens=enforced)
 
     def _output_bound(self, call: Call, model: Model, input_tokens: int) -> int | None:
         """The most output tokens one choice can have; None where the operation has none."""
@@ -108,6 +108,7 @@ class Run:
 
     __slots__ = (
         "_corridor",
+        "_event",
         "_max_output_tokens",
         "_settled",
         "call",
@@ -121,9 +122,17 @@ class Run:
     )
 
     def __init__(
-        self, corridor: Corridor, call: Call, *, plan: Plan, reservation: Reservation, max_output_tokens: int | None
+        self,
+        corridor: Corridor,
+        call: Call,
+        *,
+        plan: Plan,
+        reservation: Reservation,
+        event: UsageEvent,
+        max_output_tokens: int | None,
     ) -> None:
         self._corridor = corridor
+        self._event = event
         self._max_output_tokens = max_output_tokens
         self._settled = False
         self.call = call
@@ -208,7 +217,6 @@ class Run:
                 latency_us=latency_us,
                 discount_basis_points=call.caller.discount_basis_points,
             )
-        caller = call.caller
         status = self.error.status if self.error is not None else 200
         self._corridor.metrics.call_ended(
             call.endpoint,
@@ -220,34 +228,19 @@ class Run:
             usage=usage,
         )
         self._corridor.metrics.calls_in_flight -= 1
-        self._corridor.ledger.close(
-            UsageEvent(
-                call_id=call.id,
-                organization_id=caller.organization_id,
-                project_id=caller.project_id,
-                key_id=caller.key_id,
-                mode=caller.mode,
-                endpoint=call.endpoint,
-                model=served.model,
-                version=served.version,
-                backend=served.backend,
-                stream=call.stream,
-                status=status,
-                error_code=self.error.code if self.error is not None else None,
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                cached_tokens=usage.cached_tokens,
-                images=usage.images,
-                exact=usage.exact,
-                cost_nanos=self.cost_nanos,
-                price_id=price_id,
-                discount_basis_points=caller.discount_basis_points,
-                started_us=call.started_us,
-                latency_us=latency_us,
-                first_token_us=self.first_token_us,
-                metadata=call.metadata,
-            )
-        )
+        event = self._event
+        event.status = status
+        event.error_code = self.error.code if self.error is not None else None
+        event.input_tokens = usage.input_tokens
+        event.output_tokens = usage.output_tokens
+        event.cached_tokens = usage.cached_tokens
+        event.images = usage.images
+        event.exact = usage.exact
+        event.cost_nanos = self.cost_nanos
+        event.price_id = price_id
+        event.latency_us = latency_us
+        event.first_token_us = self.first_token_us
+        self._corridor.ledger.close(event)
 
     def _elapsed_us(self) -> int:
         return int((self._corridor.clock.monotonic_s() - self.call.started_s) * 1_000_000)

@@ -1,7 +1,7 @@
 """The journal: what this process owes the database, in files that outlive it.
 
 One process, one journal: `OWNER.lock`, held with flock while the process lives, and segments `OWNER-NUMBER.journal`.
-A record goes out in one write to the page cache, which the death of the process does not touch. Space is allocated
+Records go out in one write to the page cache, which the death of the process does not touch. Space is allocated
 ahead and each open call reserves the room of its close record, so a full disk refuses calls before they begin and
 never loses one that ran.
 
@@ -17,6 +17,7 @@ import fcntl
 import os
 import secrets
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +64,19 @@ class Position:
 
 
 class Journal:
-    """Concurrency: used by one thread. `sync` alone may run in another."""
+    """Concurrency: used by one thread. `sync` alone may run in another.
 
-    def __init__(self, directory: Path, *, segment_bytes: int) -> None:
+    With `flush_soon`, records wait for `flush`, which whoever is called by it promises to do before anything leaves
+    that depends on them; without, each is written at once.
+    """
+
+    def __init__(self, directory: Path, *, segment_bytes: int, flush_soon: Callable[[], None] | None = None) -> None:
         self._directory = directory
         self._segment_bytes = segment_bytes
+        self._flush_soon = flush_soon
+        # What waits to be written at the end of the current segment, and whether that failed the last time.
+        self._unwritten: list[bytes] = []
+        self._failed = False
         self._segments: list[Segment] = []
         self._opened: dict[str, tuple[Segment, int]] = {}
         self._reserved = 0
@@ -75,7 +84,6 @@ class Journal:
         self.owner = ""
         self.closes = 0
         self.committed = 0
-        self.dirty = False
 
     def start(self) -> None:
         """Take a name and a lock of our own and make the first segment. Raises: OSError."""
@@ -102,17 +110,18 @@ class Journal:
         data = frame(OPEN + encode_event(event))
         close_bytes = len(data) + _CLOSE_GROWTH_BYTES
         try:
+            if self._failed:
+                self.flush()
             segment = self._segment_for(len(data) + close_bytes)
-            _write(segment, data)
+            self._write(segment, data)
         except OSError as error:
             raise JournalFull(str(error)) from error
-        self.dirty = True
         segment.open_calls += 1
         self._opened[event.call_id] = (segment, close_bytes)
         self._reserved += close_bytes
 
     def append_close(self, event: UsageEvent) -> Position:
-        """Record a call's end in the room that was reserved for it; where the record lies.
+        """Record a call's end in the room that was reserved for it; where the record lies, or will lie.
 
         Raises: OSError when it can't be written all the same (the close is then not counted).
         """
@@ -123,8 +132,7 @@ class Journal:
         if opened is not None:
             opened[0].open_calls -= 1
             self._reserved -= opened[1]
-        _write(segment, data)
-        self.dirty = True
+        self._write(segment, data)
         self.closes += 1
         segment.last_close = self.closes
         if opened is not None:
@@ -138,12 +146,16 @@ class Journal:
         if segment.size + self._reserved + _COMMITTED_BYTES <= segment.allocated:
             # Without it, a recovery only offers the database what it has already.
             with contextlib.suppress(OSError):
-                _write(segment, frame(COMMITTED + _NUMBER.pack(number)))
+                self._write(segment, frame(COMMITTED + _NUMBER.pack(number)))
         for old in [old for old in self._segments[:-1] if not old.open_calls and old.last_close <= number]:
             self._drop(old)
 
     def read_closes(self, position: Position, *, most: int) -> tuple[list[tuple[int, UsageEvent]], Position | None]:
-        """Up to `most` numbered close records from `position` on, and where the next ones begin; None at the end."""
+        """Up to `most` numbered close records from `position` on, and where the next ones begin; None at the end.
+
+        Raises: OSError while they can't be written.
+        """
+        self.flush()
         closes: list[tuple[int, UsageEvent]] = []
         for segment in [segment for segment in self._segments if segment.number >= position.segment]:
             offset = position.offset if segment.number == position.segment else 0
@@ -165,6 +177,8 @@ class Journal:
 
     def close(self) -> None:
         """Let go. What the database has is deleted; what it lacks waits for whoever takes the lock next."""
+        with contextlib.suppress(OSError):
+            self.flush()
         for segment in self._segments:
             if segment.open_calls or segment.last_close > self.committed:
                 os.ftruncate(segment.fd, segment.size)
@@ -179,6 +193,37 @@ class Journal:
         os.close(self._lock_fd)
         self._lock_fd = -1
 
+    def flush(self) -> None:
+        """Write what waits. Raises: OSError; then it waits on, and no call begins before it was written."""
+        if not self._unwritten:
+            return
+        segment = self._segments[-1]
+        data = self._unwritten[0] if len(self._unwritten) == 1 else b"".join(self._unwritten)
+        self._failed = True
+        if os.pwrite(segment.fd, data, segment.size - len(data)) != len(data):
+            raise OSError("the disk took only a part of a record")
+        self._failed = False
+        self._unwritten.clear()
+
+    def _write(self, segment: Segment, data: bytes) -> None:
+        """Add `data` at the end of the current segment. Where that fails, the end stays where it was, so that the
+        next write covers the torn one."""
+        if len(data) > MAX_RECORD_BYTES:
+            raise OSError(f"a record of {len(data)} bytes is too long for a journal")
+        self._unwritten.append(data)
+        segment.size += len(data)
+        if self._flush_soon is not None:
+            if len(self._unwritten) == 1:
+                self._flush_soon()
+            return
+        try:
+            self.flush()
+        except OSError:
+            self._unwritten.pop()
+            self._failed = False
+            segment.size -= len(data)
+            raise
+
     def _segment_for(self, size_bytes: int) -> Segment:
         """The current segment with room for `size_bytes` beside what is reserved, or a new one."""
         segment = self._segments[-1]
@@ -189,6 +234,7 @@ class Journal:
         return segment
 
     def _add_segment(self, size_bytes: int = 0) -> Segment:
+        self.flush()
         number = self._segments[-1].number + 1 if self._segments else 1
         path = self._directory / f"{self.owner}-{number:08d}.journal"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -240,16 +286,6 @@ def _allocate(segment: Segment, needed_bytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(segment.fd, 0, length)
     segment.allocated = length
-
-
-def _write(segment: Segment, data: bytes) -> None:
-    """All of `data` at the segment's end; on failure the end stays where it was, so the next write covers the torn
-    one."""
-    if len(data) > MAX_RECORD_BYTES:
-        raise OSError(f"a record of {len(data)} bytes is too long for a journal")
-    if os.pwrite(segment.fd, data, segment.size) != len(data):
-        raise OSError("the disk took only a part of a record")
-    segment.size += len(data)
 
 
 def _read_some(segment: Segment, offset: int, closes: list[tuple[int, UsageEvent]], *, most: int) -> int:

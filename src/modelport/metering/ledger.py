@@ -19,6 +19,7 @@ from modelport.calls import Call
 from modelport.db.engine import Database
 from modelport.errors import BadRequest, Unavailable
 from modelport.kit.clock import Clock
+from modelport.kit.outbox import outbox_of
 from modelport.metering import store
 from modelport.metering.journal import Journal, JournalFull, Position
 from modelport.metering.model import UsageEvent
@@ -55,7 +56,8 @@ class Ledger:
         self._clock = clock
         self._settings = settings
         self._directory = directory
-        self._journal = Journal(directory, segment_bytes=settings.segment_bytes)
+        self._outbox = outbox_of(asyncio.get_running_loop())
+        self._journal = Journal(directory, segment_bytes=settings.segment_bytes, flush_soon=self._outbox.flush_soon)
         self._neighbours = Neighbours(directory)
         self._metrics = process_metrics()
         # (number of the close record, event); 0 where the journal could not be written.
@@ -77,6 +79,7 @@ class Ledger:
         Raises: OSError when the directory can't be written.
         """
         self._journal.start()
+        self._outbox.ahead.append(self._write_journal)
         self._tasks = [asyncio.create_task(self._commit_forever()), asyncio.create_task(self._recover_forever())]
         if self._settings.fsync != "never":
             self._tasks.append(asyncio.create_task(self._sync_forever()))
@@ -86,9 +89,10 @@ class Ledger:
         """Closed events that the database does not have yet."""
         return self._journal.closes - self._journal.committed
 
-    def open(self, call: Call, *, model: str, version: str, backend: str) -> None:
+    def open(self, call: Call, *, model: str, version: str, backend: str) -> UsageEvent:
         """Record that a call begins. What is recorded is what counts if the process dies in it: status 500, no cost.
 
+        The event that is returned is to be completed and handed to `close`.
         Raises: Unavailable when the disk is full, BadRequest when the metadata is too long; nothing is recorded then.
         """
         if call.metadata and sum(len(name) + len(tag) for name, tag in call.metadata.items()) > MAX_METADATA_CHARACTERS:
@@ -128,6 +132,7 @@ class Ledger:
                 retry_after_s=5.0,
                 internal=f"the journal can't be written: {error}",
             ) from error
+        return event
 
     def close(self, event: UsageEvent) -> None:
         """Record a call's end. Never raises: what can't be written stays in memory until committed.
@@ -171,7 +176,15 @@ class Ledger:
                 await self._commit_all()
         except (Unavailable, TimeoutError, sqlalchemy.exc.SQLAlchemyError) as error:
             _log.warning("usage_left_in_journal", events=self.pending, reason=repr(error))
+        self._outbox.ahead.remove(self._write_journal)
         self._journal.close()
+
+    def _write_journal(self) -> None:
+        """Have the journal hold what this turn of the loop recorded. While it can't, events wait in memory."""
+        try:
+            self._journal.flush()
+        except OSError as error:
+            _log.error("usage_not_in_journal", events=self.pending, reason=repr(error))
 
     def _record(self, event: UsageEvent) -> tuple[int, Position | None]:
         """Write the close record: its number and place, or 0 and None where the journal can't be written."""
@@ -268,6 +281,7 @@ class Ledger:
         while True:
             await self._unsynced.wait()
             self._unsynced.clear()
+            self._write_journal()
             try:
                 await asyncio.to_thread(self._journal.sync)
             except OSError as error:
