@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelport.calls import Caller, Limits
-from modelport.limits.rules import buckets, management_buckets, refusal, settled_amounts
+from modelport.limits.rules import Buckets, management_buckets, refusal, settled_amounts
 from modelport.state.protocol import Bucket, Level, Taken
 
 ALICE = Caller(
@@ -27,7 +27,7 @@ LIMITS = st.builds(Limits, _LIMIT, _LIMIT, _LIMIT)
 
 
 def test_a_call_takes_a_request_its_tokens_and_a_place_of_organization_and_key() -> None:
-    found = [(bucket.name, bucket.limit, bucket.window_s, bucket.amount) for bucket in buckets(ALICE, tokens=50)]
+    found = [(bucket.name, bucket.limit, bucket.window_s, bucket.amount) for bucket in Buckets(ALICE).of(50)]
     assert found == [
         ("rpm", 600, 60, 1),
         ("tpm", 200_000, 60, 50),
@@ -47,7 +47,7 @@ def test_there_is_a_bucket_exactly_where_there_is_a_limit(organization: Limits, 
         for value in (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_calls)
         if value is not None
     ]
-    found = buckets(caller, tokens=1)
+    found = Buckets(caller).of(1)
     assert [bucket.limit for bucket in found] == set_limits
     assert len({bucket.key for bucket in found}) == len(found)
     assert len({bucket.name for bucket in found}) == len(found)
@@ -56,14 +56,14 @@ def test_there_is_a_bucket_exactly_where_there_is_a_limit(organization: Limits, 
 def test_test_keys_and_other_tenants_have_buckets_of_their_own() -> None:
     mallory = replace(ALICE, organization_id="org_mallory", key_id="key_2")
     callers = (ALICE, replace(ALICE, mode="test"), mallory)
-    keys = [bucket.key for caller in callers for bucket in buckets(caller, tokens=1)]
+    keys = [bucket.key for caller in callers for bucket in Buckets(caller).of(1)]
     keys += [management_buckets(caller, per_minute=5)[0].key for caller in (ALICE, mallory)]
     assert len(set(keys)) == len(keys)
 
 
 def test_two_keys_of_one_organization_share_its_buckets_and_not_their_own() -> None:
     first, second = (
-        {bucket.name: bucket.key for bucket in buckets(caller, tokens=1)}
+        {bucket.name: bucket.key for bucket in Buckets(caller).of(1)}
         for caller in (ALICE, replace(ALICE, key_id="key_2"))
     )
     assert {name for name in first if first[name] == second[name]} == {"rpm", "tpm", "calls"}
@@ -74,11 +74,11 @@ def taken(*levels: Level, refused: int, retry_after_s: float | None) -> Taken:
 
 
 def test_settling_keeps_the_request_corrects_the_tokens_and_frees_the_place() -> None:
-    levels = [Level(bucket, 0, 0.0) for bucket in buckets(ALICE, tokens=500)]
+    levels = [Level(bucket, 0, 0.0) for bucket in Buckets(ALICE).of(500)]
     assert settled_amounts(levels, tokens=123) == [1, 123, 0, 1, 123, 0]
 
 
-RPM, TPM, CALLS, KEY_RPM, KEY_TPM, KEY_CALLS = buckets(ALICE, tokens=50)
+RPM, TPM, CALLS, KEY_RPM, KEY_TPM, KEY_CALLS = Buckets(ALICE).of(50)
 
 
 @pytest.mark.parametrize(

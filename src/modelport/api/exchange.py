@@ -70,7 +70,9 @@ class Exchange:
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.started_s = platform.clock.monotonic_s()
         self.started_us = platform.clock.now_us()
-        self.trace = Trace.from_headers(self._headers.get(b"traceparent"), self._headers.get(b"tracestate"))
+        self.trace = Trace.from_headers(
+            self._headers.get(b"traceparent"), self._headers.get(b"tracestate"), own=request_id[4:]
+        )
         self.traceparent = self.trace.header()
         self.started = False
         self.status = 0
@@ -188,10 +190,10 @@ class Exchange:
 
         return receive
 
-    def guard(self, interrupt: Interrupt, *, timeout_s: float) -> None:
-        """Stop the call when the client hangs up or `timeout_s` has passed. Ended by `close`."""
+    def guard(self, interrupt: Interrupt) -> None:
+        """Stop the call when the client hangs up or its time is over. Ended by `close`."""
         self.interrupt = interrupt
-        interrupt.expire_in(timeout_s)
+        interrupt.expire_with(self.platform.corridor.deadlines)
         self._watch = Watch(self._receive, lambda: interrupt.fire(CallCancelled()))
 
     @property

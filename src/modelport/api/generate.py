@@ -44,7 +44,7 @@ async def _generate(exchange: Exchange, operation: Operation, type_: type[Any]) 
     call = new_call(exchange, caller, operation=operation, request=request, fields=fields)
     run = await platform.corridor.admit(call, secret)
     exchange.levels = run.reservation.levels
-    exchange.guard(run.interrupt, timeout_s=platform.settings.server.call_timeout_s)
+    exchange.guard(run.interrupt)
     await (stream(exchange, run) if call.stream else answer(exchange, run))
 
 

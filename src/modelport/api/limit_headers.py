@@ -48,9 +48,9 @@ def limit_headers(levels: Sequence[Level], *, style: Style, now_us: int) -> _Hea
     ]
     if style == "openai":
         if requests is not None:
-            _add_openai(headers, requests, _REQUESTS)
+            headers += _openai(requests, _REQUESTS)
         if tokens is not None:
-            _add_openai(headers, tokens, _TOKENS)
+            headers += _openai(tokens, _TOKENS)
     else:
         told = requests or tokens
         if told is not None:
@@ -62,7 +62,12 @@ def limit_headers(levels: Sequence[Level], *, style: Style, now_us: int) -> _Hea
 
 def go_duration(seconds: float) -> str:
     """Seconds as Go prints a duration, to the millisecond: `120ms`, `12s`, `1.5s`, `6m0s`, `1h0m0s`."""
-    millis = ceil(seconds * 1000)
+    return _go_millis(ceil(seconds * 1000))
+
+
+# A window that was just used is free again in a minute, give or take a sixtieth: few values in steady state.
+@lru_cache(maxsize=4096)
+def _go_millis(millis: int) -> str:
     if millis < 1000:
         return f"{millis}ms" if millis else "0s"
     minutes, millis = divmod(millis, 60_000)
@@ -78,10 +83,13 @@ _REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b
 _TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 
 
-def _add_openai(headers: _Headers, level: Level, names: tuple[bytes, bytes, bytes]) -> None:
-    headers.append((names[0], b"%d" % level.bucket.limit))
-    headers.append((names[1], b"%d" % level.remaining))
-    headers.append((names[2], go_duration(level.reset_s).encode()))
+def _openai(level: Level, names: tuple[bytes, bytes, bytes]) -> _Headers:
+    limit, remaining, reset = names
+    return [
+        (limit, b"%d" % level.bucket.limit),
+        (remaining, b"%d" % level.remaining),
+        (reset, go_duration(level.reset_s).encode()),
+    ]
 
 
 # Limits come from a few plans and overrides; what is dropped is only written again.

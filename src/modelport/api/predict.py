@@ -68,7 +68,7 @@ async def _run(
     call = new_call(exchange, caller, operation=Operation.PREDICT, request=request, fields=fields)
     run = await exchange.platform.corridor.admit(call, secret)
     exchange.levels = run.reservation.levels
-    exchange.guard(run.interrupt, timeout_s=exchange.platform.settings.server.call_timeout_s)
+    exchange.guard(run.interrupt)
     value: list[Any] = []
     async for delta in run.deltas():
         value = delta.value

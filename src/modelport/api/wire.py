@@ -17,7 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 # An answer of this size may stay in the socket's buffer; smaller ones fit where nobody has to wait.
 _LARGE_BYTES = 16_384
-_STATUS = {status: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_STATUS = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
 class Wire(Protocol):
@@ -124,11 +124,9 @@ class ConnectionWire:
         if cycle.more_body:
             # Answered before the body was read: nobody can say where the next request would begin.
             cycle.keep_alive = False
-        lines = [_STATUS[HTTPStatus(status)]]
-        for name, value in cycle.default_headers:
-            lines += (name, b": ", value, b"\r\n")
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
+        lines = [_STATUS[status]]
+        lines += [b"%b: %b\r\n" % field for field in cycle.default_headers]
+        lines += [b"%b: %b\r\n" % field for field in headers]
         lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
         return b"".join(lines)
 

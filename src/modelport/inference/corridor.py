@@ -16,7 +16,7 @@ from modelport.catalog.rules import check_operation
 from modelport.catalog.service import Catalog
 from modelport.errors import CallCancelled, Internal, ModelNotFound, ModelportError
 from modelport.inference.admission import Admission
-from modelport.inference.interrupt import Interrupt
+from modelport.inference.interrupt import Deadlines, Interrupt
 from modelport.kit.clock import Clock
 from modelport.limits.service import Reservation
 from modelport.metering.ledger import Ledger
@@ -50,6 +50,7 @@ class Corridor:
         clock: Clock,
         limits: LimitsSettings,
         sandbox: Target,
+        call_timeout_s: float,
     ) -> None:
         self.catalog = catalog
         self.admission = admission
@@ -60,6 +61,7 @@ class Corridor:
         self._limits = limits
         self._sandbox = sandbox
         self.loop = asyncio.get_running_loop()
+        self.deadlines = Deadlines(self.loop, timeout_s=call_timeout_s)
 
     def plan(self, call: Call) -> Plan:
         """Which target answers. Raises: ModelNotFound, BadRequest."""

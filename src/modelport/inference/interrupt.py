@@ -13,15 +13,14 @@ class Interrupt:
     Concurrency: `fire` is called from the event loop (a timer, a connection's callback), never from a thread.
     """
 
-    __slots__ = ("_loop", "_task", "_timer", "error")
+    __slots__ = ("_deadlines", "_task", "error")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Asking for the running loop costs a system call each time (Python 3.11 looks whether it was forked).
-        self._loop = loop
         task = asyncio.current_task(loop)
         assert task is not None
         self._task: asyncio.Task[object] | None = task
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines: Deadlines | None = None
         self.error: ModelportError | None = None
 
     def fire(self, error: ModelportError) -> None:
@@ -30,12 +29,10 @@ class Interrupt:
             self.error = error
             self._task.cancel()
 
-    def expire_in(self, seconds: float) -> None:
-        """Stop the call with `CallTimeout` in `seconds`, unless it is disarmed before."""
-        self._timer = self._loop.call_later(max(seconds, 0), self._expire, seconds)
-
-    def _expire(self, seconds: float) -> None:
-        self.fire(CallTimeout(f"The call took longer than {seconds:g} s."))
+    def expire_with(self, deadlines: Deadlines) -> None:
+        """Stop the call with `CallTimeout` when its time is over, unless it is disarmed before."""
+        self._deadlines = deadlines
+        deadlines.add(self)
 
     def claim(self) -> ModelportError | None:
         """In an `except CancelledError`: the reason, if the cancellation was ours; it is then taken back."""
@@ -47,5 +44,37 @@ class Interrupt:
     def disarm(self) -> None:
         """Nothing is left to stop."""
         self._task = None
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._deadlines is not None:
+            self._deadlines.remove(self)
+
+
+class Deadlines:
+    """Calls that may take `timeout_s` each. They expire in the order in which they came, so one timer serves them all:
+    it is set for the first, and a call that ends in time, as nearly all do, costs no timer of its own."""
+
+    __slots__ = ("_due_s", "_loop", "_timeout_s", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, timeout_s: float) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._due_s: dict[Interrupt, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, interrupt: Interrupt) -> None:
+        self._due_s[interrupt] = self._loop.time() + self._timeout_s
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._ring)
+
+    def remove(self, interrupt: Interrupt) -> None:
+        self._due_s.pop(interrupt, None)
+
+    def _ring(self) -> None:
+        """Stop what is due, and come back for the next one, if there is any."""
+        self._timer = None
+        now_s = self._loop.time()
+        for interrupt, due_s in list(self._due_s.items()):
+            if due_s > now_s:
+                self._timer = self._loop.call_at(due_s, self._ring)
+                return
+            del self._due_s[interrupt]
+            interrupt.fire(CallTimeout(f"The call took longer than {self._timeout_s:g} s."))

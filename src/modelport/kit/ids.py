@@ -12,7 +12,7 @@ from modelport.kit.clock import Clock
 
 # os.urandom costs about a microsecond a call whatever it returns, so it is asked for many ids at once.
 _POOL_IDS = 256
-_RANDOM_BYTES = 10
+_RANDOM_DIGITS = 20
 
 
 class IdSource:
@@ -22,15 +22,14 @@ class IdSource:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._pool = b""
+        self._pool = ""
         self._offset = 0
 
     def new(self, prefix: str) -> str:
         """`prefix` (such as `req_`) and 32 hex digits; later ids of one process sort after earlier milliseconds."""
         offset = self._offset
         if offset >= len(self._pool):
-            self._pool = os.urandom(_POOL_IDS * _RANDOM_BYTES)
+            self._pool = os.urandom(_POOL_IDS * _RANDOM_DIGITS // 2).hex()
             offset = 0
-        self._offset = offset + _RANDOM_BYTES
-        millis = self._clock.now_us() // 1_000
-        return f"{prefix}{millis:012x}{self._pool[offset : offset + _RANDOM_BYTES].hex()}"
+        self._offset = end = offset + _RANDOM_DIGITS
+        return f"{prefix}{self._clock.now_us() // 1_000:012x}{self._pool[offset:end]}"

@@ -20,20 +20,37 @@ TOKEN_NAMES = frozenset({TOKENS, KEY_TOKENS})
 _KEY_NAMES = frozenset({KEY_REQUESTS, KEY_TOKENS, KEY_CALLS, MANAGEMENT})
 
 
-def buckets(caller: Caller, *, tokens: int) -> list[Bucket]:
-    """What one call takes: a request, `tokens` and a place among the concurrent calls, of the organization and of
-    the key, wherever there is a limit. Test-mode calls have buckets of their own, so that a test never slows sales.
+class Buckets:
+    """What a caller's calls take: a request, tokens and a place among the concurrent calls, of the organization and
+    of the key, wherever there is a limit. Test-mode calls have buckets of their own, so that a test never slows sales.
     """
-    found = list(_scope(f"{caller.mode}:{caller.organization_id}", caller.organization_limits, tokens, prefix=""))
-    found += _scope(f"{caller.mode}:{caller.key_id}", caller.key_limits, tokens, prefix="key-")
-    return found
+
+    __slots__ = ("_buckets", "_counts_tokens")
+
+    def __init__(self, caller: Caller) -> None:
+        self._buckets = (
+            *_scope(f"{caller.mode}:{caller.organization_id}", caller.organization_limits, prefix=""),
+            *_scope(f"{caller.mode}:{caller.key_id}", caller.key_limits, prefix="key-"),
+        )
+        self._counts_tokens = any(bucket.name in TOKEN_NAMES for bucket in self._buckets)
+
+    def of(self, tokens: int) -> Sequence[Bucket]:
+        """The buckets of a call that can use `tokens`."""
+        if not self._counts_tokens:
+            return self._buckets
+        return [
+            Bucket(bucket.key, bucket.name, bucket.limit, bucket.window_s, tokens)
+            if bucket.name in TOKEN_NAMES
+            else bucket
+            for bucket in self._buckets
+        ]
 
 
-def _scope(owner: str, limits: Limits, tokens: int, *, prefix: str) -> Iterator[Bucket]:
+def _scope(owner: str, limits: Limits, *, prefix: str) -> Iterator[Bucket]:
     if limits.requests_per_minute is not None:
         yield Bucket(f"{owner}:rpm", prefix + REQUESTS, limits.requests_per_minute, WINDOW_S, 1)
     if limits.tokens_per_minute is not None:
-        yield Bucket(f"{owner}:tpm", prefix + TOKENS, limits.tokens_per_minute, WINDOW_S, tokens)
+        yield Bucket(f"{owner}:tpm", prefix + TOKENS, limits.tokens_per_minute, WINDOW_S, 0)
     if limits.concurrent_calls is not None:
         yield Bucket(f"{owner}:calls", prefix + CALLS, limits.concurrent_calls, 0, 1)
 

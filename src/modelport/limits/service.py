@@ -8,6 +8,8 @@ from modelport.calls import Caller
 from modelport.limits import rules
 from modelport.state.protocol import Bucket, Level, State, Taken
 
+# Callers whose buckets are remembered; one that is dropped is only written out again.
+_MAX_CALLERS = 10_000
 # The fence that key rings compare (access announces every change of a key with it).
 _FENCE = "keys"
 
@@ -35,13 +37,17 @@ class Limiter:
     def __init__(self, state: State, *, management_per_minute: int) -> None:
         self._state = state
         self._management_per_minute = management_per_minute
+        self._buckets: dict[str, tuple[Caller, rules.Buckets]] = {}
 
     async def reserve(self, call_id: str, caller: Caller, *, tokens: int) -> Reservation:
         """Take a request, `tokens` and a concurrent call from the organization and the key, or nothing at all.
 
         Raises: LimitExceeded (kind `requests`, `tokens` or `concurrency`; `levels` filled); StateUnavailable.
         """
-        return await self._take(call_id, rules.buckets(caller, tokens=tokens))
+        known = self._buckets.get(caller.key_id)
+        if known is None or known[0] is not caller:
+            known = self._remember(caller)
+        return await self._take(call_id, known[1].of(tokens))
 
     async def reserve_management(self, call_id: str, caller: Caller) -> Reservation:
         """Count one call to the management API; it needs no settling. Raises: LimitExceeded, StateUnavailable."""
@@ -58,7 +64,14 @@ class Limiter:
 
     async def levels(self, caller: Caller) -> list[Level]:
         """What is left of each of the caller's limits now; nothing is taken. Raises: StateUnavailable."""
-        return await self._state.peek(rules.buckets(caller, tokens=0))
+        return await self._state.peek(rules.Buckets(caller).of(0))
+
+    def _remember(self, caller: Caller) -> tuple[Caller, rules.Buckets]:
+        """The buckets of a caller, whose limits are the same until the key ring reads it anew."""
+        if len(self._buckets) >= _MAX_CALLERS:
+            self._buckets.clear()
+        known = self._buckets[caller.key_id] = (caller, rules.Buckets(caller))
+        return known
 
     async def _take(self, call_id: str, buckets: Sequence[Bucket]) -> Reservation:
         taken = await self._state.take(call_id, buckets, fence=_FENCE)

@@ -12,6 +12,8 @@ import functools
 import os
 import resource
 import time
+from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +27,9 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # Label sets in all; a platform with 1,000 models on a few endpoints stays below. Later ones count as "other".
 MAX_CHILDREN = 10_000
 PROCESS_INTERVAL_S = 5.0
+# Calls are added up in plain numbers and handed to Prometheus this often: its own locks and shared files would take
+# several times as long for each call. A scrape sees this worker's calls at once and its neighbours' so much later.
+CALLS_INTERVAL_S = 0.5
 _OTHER = "other"
 _MICROS = 1e-6
 # From a tabular prediction's millisecond to a long answer's minutes. 0.2 is the bound of the latency objective.
@@ -40,8 +45,45 @@ if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
+class _Tally:
+    """How often each bucket of a histogram was hit, and the sum of what was observed."""
+
+    __slots__ = ("_bounds_us", "hits", "sum_us")
+
+    def __init__(self, bounds_s: Sequence[float]) -> None:
+        self._bounds_us = [bound * 1e6 for bound in bounds_s]
+        self.hits = [0] * (len(bounds_s) + 1)
+        self.sum_us = 0
+
+    def add(self, us: int) -> None:
+        self.hits[bisect_left(self._bounds_us, us)] += 1
+        self.sum_us += us
+
+    def hand_over(self, histogram: Histogram) -> None:
+        """Add all of it to the child `histogram`, and begin anew."""
+        # The library has no way to observe many values at once, so its values are added to directly.
+        for value, hits in zip(histogram._buckets, self.hits, strict=True):
+            if hits:
+                value.inc(hits)
+        histogram._sum.inc(self.sum_us * _MICROS)
+        self.hits = [0] * len(self.hits)
+        self.sum_us = 0
+
+
+class _Calls:
+    """The calls of one endpoint and model since they were last handed to Prometheus."""
+
+    __slots__ = ("cached_tokens", "first_token", "input_tokens", "latency", "output_tokens", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.latency = _Tally(_LATENCY_S)
+        self.first_token = _Tally(_FIRST_TOKEN_S)
+        self.input_tokens = self.output_tokens = self.cached_tokens = 0
+
+
 class Metrics:
-    """Every metric of one process. Concurrency: any thread."""
+    """Every metric of one process. Concurrency: `call_ended` and `render` on the event loop, the rest in any thread."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -83,6 +125,7 @@ class Metrics:
             registry=registry,
         )
         self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
+        self._tallies: dict[tuple[str, str], _Calls] = {}
         # A plain number that the gauge is set from: it changes twice a call and is read every few seconds.
         self.calls_in_flight = 0
         self._in_flight = Gauge(
@@ -139,16 +182,33 @@ class Metrics:
         self, endpoint: str, model: str, status: int, *, latency_us: int, first_token_us: int | None, usage: Usage
     ) -> None:
         """Count one call. `model` is a configured model's id."""
-        self._child(self._calls, endpoint, model, str(status)).inc()
-        self._child(self._latency, endpoint, model).observe(latency_us * _MICROS)
+        calls = self._tallies.get((endpoint, model))
+        if calls is None:
+            calls = self._tallies[endpoint, model] = _Calls()
+        calls.statuses[status] = calls.statuses.get(status, 0) + 1
+        calls.latency.add(latency_us)
         if first_token_us is not None:
-            self._child(self._first_token, endpoint, model).observe(first_token_us * _MICROS)
-        if usage.input_tokens:
-            self._child(self._tokens, model, "input").inc(usage.input_tokens)
-        if usage.output_tokens:
-            self._child(self._tokens, model, "output").inc(usage.output_tokens)
-        if usage.cached_tokens:
-            self._child(self._tokens, model, "cached").inc(usage.cached_tokens)
+            calls.first_token.add(first_token_us)
+        calls.input_tokens += usage.input_tokens
+        calls.output_tokens += usage.output_tokens
+        calls.cached_tokens += usage.cached_tokens
+
+    def hand_over(self) -> None:
+        """Tell Prometheus of the calls since the last time."""
+        for (endpoint, model), calls in self._tallies.items():
+            if not calls.statuses:
+                continue
+            for status, count in calls.statuses.items():
+                self._child(self._calls, endpoint, model, str(status)).inc(count)
+            calls.statuses.clear()
+            calls.latency.hand_over(self._child(self._latency, endpoint, model))
+            if calls.first_token.sum_us:
+                calls.first_token.hand_over(self._child(self._first_token, endpoint, model))
+            for kind in ("input", "cached", "output"):
+                tokens = getattr(calls, f"{kind}_tokens")
+                if tokens:
+                    self._child(self._tokens, model, kind).inc(tokens)
+                    setattr(calls, f"{kind}_tokens", 0)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP request; `route` is a route's template, never a path."""
@@ -176,12 +236,17 @@ class Metrics:
 
     async def observe_forever(self) -> None:
         """Keep this process's own gauges fresh, for the worker that happens to be asked for all. Until cancelled."""
+        process_due_s = 0.0
         while True:
-            self.observe_process()
-            await asyncio.sleep(PROCESS_INTERVAL_S)
+            if time.monotonic() >= process_due_s:
+                self.observe_process()
+                process_due_s = time.monotonic() + PROCESS_INTERVAL_S
+            self.hand_over()
+            await asyncio.sleep(CALLS_INTERVAL_S)
 
     def render(self) -> bytes:
         """The text of `/metrics`: this process's values, or all workers' where they share a directory."""
+        self.hand_over()
         self.observe_process()
         if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             return generate_latest(self._registry)

@@ -1,11 +1,12 @@
-"""W3C trace context: a trace that came in is continued, otherwise one begins here. Pure but for the random ids.
+"""W3C trace context: a trace that came in is continued, otherwise one begins here. Pure.
+
+A trace that begins here bears the request's own id, so that one look finds a request in the logs and in the traces.
 
 Source: W3C Trace Context, Recommendation of 2021-11-23 (sections 3.2 traceparent, 3.3 tracestate).
 """
 
 from __future__ import annotations
 
-import os
 import re
 from typing import NamedTuple
 
@@ -14,29 +15,7 @@ _NO_TRACE = b"0" * 32
 _NO_SPAN = b"0" * 16
 # Section 3.3.1.5: at least this much is passed on; what is longer is dropped whole rather than cut.
 MAX_TRACESTATE_BYTES = 512
-_POOL_BYTES = 4096
 _SAMPLED = 1
-
-
-class _Random:
-    """Random bytes taken from the system many at a time. One per process: it must not be shared by a fork."""
-
-    __slots__ = ("_offset", "_pool")
-
-    def __init__(self) -> None:
-        self._pool = b""
-        self._offset = 0
-
-    def hex(self, size: int) -> str:
-        if self._offset + size > len(self._pool):
-            self._pool, self._offset = os.urandom(_POOL_BYTES), 0
-        begin = self._offset
-        self._offset = begin + size
-        return self._pool[begin : begin + size].hex()
-
-
-_random = _Random()
-os.register_at_fork(after_in_child=_random.__init__)  # type: ignore[misc]
 
 
 class Trace(NamedTuple):
@@ -49,14 +28,17 @@ class Trace(NamedTuple):
     tracestate: str | None
 
     @classmethod
-    def from_headers(cls, traceparent: bytes | None, tracestate: bytes | None) -> Trace:
-        """Continue the trace of these request headers; a new one when `traceparent` is missing or not valid."""
+    def from_headers(cls, traceparent: bytes | None, tracestate: bytes | None, *, own: str) -> Trace:
+        """Continue the trace of these request headers; a new one when `traceparent` is missing or not valid.
+
+        `own` are 32 hex digits that nobody else has: a new trace's id, and, its random half, our span's.
+        """
         found = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent is not None else None
         if found is None or not _valid(found):
-            return cls(_random.hex(16), _random.hex(8), None, False, None)
+            return cls(own, own[16:], None, False, None)
         return cls(
             found[2].decode(),
-            _random.hex(8),
+            own[16:],
             found[3].decode(),
             bool(int(found[4], 16) & _SAMPLED),
             _state(tracestate),

@@ -121,12 +121,10 @@ Meter = Window | Holds
 
 def check(buckets: Sequence[Bucket]) -> None:
     """Raises: ValueError for a negative or too large amount, or a bucket that is named twice in one take."""
-    seen = set()
     for bucket in buckets:
         if not 0 <= bucket.amount <= MAX_AMOUNT:
             raise ValueError(f"the amount of bucket {bucket.key!r} is not in 0…{MAX_AMOUNT}")
-        seen.add((bucket.key, bucket.window_s))
-    if len(seen) != len(buckets):
+    if len({(bucket.key, bucket.window_s) for bucket in buckets}) != len(buckets):
         raise ValueError("a bucket is named twice in one take")
 
 
@@ -135,12 +133,12 @@ def take_all(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now
     for bucket, meter in zip(buckets, meters, strict=True):
         if meter.total + bucket.amount > bucket.limit:
             return _refusal(id, buckets, meters, now_us=now_us, fence=fence)
-    levels, marks = [], []
+    levels = []
     for bucket, meter in zip(buckets, meters, strict=True):
         meter.add(bucket.amount)
-        levels.append(level(bucket, meter, now_us))
-        marks.append(meter.newest)
-    return Taken(id, levels, -1, 0.0, now_us, fence, marks)
+        # A level of its own, not `level()`: this is the path of every call.
+        levels.append(Level(bucket, bucket.limit - meter.total, meter.empty_in_us(now_us) / 1_000_000))
+    return Taken(id, levels, -1, 0.0, now_us, fence, [meter.newest for meter in meters])
 
 
 def _refusal(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now_us: int, fence: int) -> Taken:
