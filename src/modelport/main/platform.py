@@ -1,0 +1,105 @@
+"""The services of one process, made, joined and started."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol, TypeVar
+
+from modelport.access.keyring import KeyRing
+from modelport.access.service import KeyService
+from modelport.api.platform import Platform
+from modelport.backends.sandbox import SandboxBackend
+from modelport.catalog.configured import all_models
+from modelport.catalog.handover import Places
+from modelport.catalog.model import Target
+from modelport.catalog.service import Catalog
+from modelport.db.engine import open_database
+from modelport.inference.admission import Admission
+from modelport.inference.corridor import Corridor
+from modelport.kit.clock import SystemClock
+from modelport.kit.ids import IdSource
+from modelport.limits.service import Limiter
+from modelport.main.models import build_models
+from modelport.metering.ledger import Ledger
+from modelport.metering.prices import PriceBook
+from modelport.metering.service import UsageService
+from modelport.observe.metrics import process_metrics
+from modelport.settings import Settings
+from modelport.state.open import open_state
+
+
+class _Service(Protocol):
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+_S = TypeVar("_S", bound=_Service)
+
+
+async def _run(stack: AsyncExitStack, service: _S) -> _S:
+    """Start `service`, and close it when the stack is left."""
+    await service.start()
+    stack.push_async_callback(service.close)
+    return service
+
+
+@asynccontextmanager
+async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Platform]:
+    """Every service of one process, started; closed in reverse order, so that what is metered reaches the database."""
+    clock = SystemClock()
+    ids = IdSource(clock)
+    metrics = process_metrics()
+    async with AsyncExitStack() as stack:
+        # The last thing that is done: calls may end until then.
+        stack.callback(metrics.hand_over)
+        db = open_database(settings.database.url, data_dir=settings.data_dir, pool_size=settings.database.pool_size)
+        stack.push_async_callback(db.close)
+        state = open_state(
+            settings.state.url,
+            data_dir=settings.data_dir,
+            workers=settings.server.workers,
+            namespace=settings.state.namespace,
+            clock=clock,
+        )
+        await _run(stack, state)
+        keyring = await _run(stack, KeyRing(db, state, clock=clock, settings=settings.access))
+        prices = PriceBook(db, clock=clock)
+        await prices.start(all_models(settings), settings.upstreams)
+        stack.push_async_callback(prices.close)
+        ledger = Ledger(db, clock=clock, settings=settings.metering, directory=settings.data_dir / "journal")
+        await ledger.start()
+        stack.push_async_callback(ledger.close_all)
+        limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
+        admission = Admission(keyring, limiter)
+        sandbox = SandboxBackend()
+        catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
+        corridor = Corridor(
+            catalog=catalog,
+            admission=admission,
+            ledger=ledger,
+            prices=prices,
+            metrics=metrics,
+            clock=clock,
+            limits=settings.limits,
+            sandbox=Target(sandbox, "sandbox"),
+            call_timeout_s=settings.server.call_timeout_s,
+        )
+        yield Platform(
+            settings=settings,
+            clock=clock,
+            ids=ids,
+            db=db,
+            state=state,
+            keyring=keyring,
+            keys=KeyService(db, state, clock=clock, ids=ids),
+            limiter=limiter,
+            admission=admission,
+            catalog=catalog,
+            corridor=corridor,
+            ledger=ledger,
+            prices=prices,
+            usage=UsageService(db, ledger),
+            metrics=metrics,
+        )
