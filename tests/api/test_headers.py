@@ -6,6 +6,8 @@ import gzip
 import re
 import time
 from collections.abc import Iterator
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import http_sf
@@ -105,6 +107,14 @@ def test_limits_are_told_in_the_ietf_style_and_in_the_routes_own(server: Server,
         assert answer.headers["x-ratelimit-limit-tokens"] == "100000"
     else:
         assert time.time() - 5 < int(answer.headers["x-ratelimit-reset"]) < time.time() + 65
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/no")])
+def test_every_answer_is_dated(server: Server, key: str, method: str, path: str) -> None:
+    answer = ask(server, method, path, key=key, body=HOT.get(path))
+    dated = parsedate_to_datetime(answer.headers["date"])
+    assert abs(dated.timestamp() - time.time()) < 60
+    assert dated.tzinfo is UTC
 
 
 def test_the_management_api_tells_its_limit_in_the_x_style(server: Server, key: str) -> None:

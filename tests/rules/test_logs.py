@@ -40,7 +40,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 def test_every_kind_of_line_is_json_with_time_level_and_event(log_file: Path) -> None:
     structlog.get_logger("modelport").info("began", workers=2)
-    logging.getLogger("uvicorn.error").warning("odd %s", "thing")
+    logging.getLogger("sqlalchemy.pool").warning("odd %s", "thing")
     logs.access_line(request_id="req_1", status=200)
     written = lines(log_file)
     assert [(line["level"], line["event"]) for line in written] == [
@@ -96,7 +96,6 @@ def test_what_can_not_be_json_and_what_is_endless_still_make_a_line(log_file: Pa
 
 
 def test_the_level_holds_for_libraries_too(log_file: Path) -> None:
-    logging.getLogger("uvicorn.access").error("a line of its own for each request")
     logging.getLogger("alembic.runtime").info("step")
     structlog.get_logger("modelport").debug("detail")
     assert lines(log_file) == []

@@ -33,7 +33,7 @@ def described(public_url: str = "") -> FastAPI:
 
 
 def build_app(platform: Platform) -> Edge:
-    """The application that the server runs."""
+    """What answers every request of this worker."""
     rest = described(platform.settings.server.public_url)
     rest.state.platform = platform
     rest.mount("/static/own", documents.own_files())

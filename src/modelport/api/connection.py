@@ -1,8 +1,8 @@
-"""One client's connection: uvicorn's own HTTP/1.1 protocol, with a bound on everything that a client can do to it.
+"""One client's connection: HTTP/1.1 parsed by httptools, with a bound on everything that a client can do to it.
 
-What uvicorn leaves open and is closed here: a head that never ends or is too large, requests sent ahead without end,
-an answer that nobody reads, bytes that are no HTTP (answered in the house's own form, and never before the answers
-that are still owed), an upgrade that we don't offer, and a body that nobody wants any more.
+Bounded are: a head that never ends or is too large, requests sent ahead without end, an answer that nobody reads,
+bytes that are no HTTP (answered in the house's own form, and never before the answers that are still owed), an
+upgrade that we don't offer, and a body that nobody wants any more.
 
 Source: RFC 9112 sections 2.2, 6.3, 9.3.2, 9.6 (parsing, message length, pipelining, closing a connection).
 """
@@ -10,167 +10,283 @@ Source: RFC 9112 sections 2.2, 6.3, 9.3.2, 9.6 (parsing, message length, pipelin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from http import HTTPStatus
-from typing import Any
+from collections import deque
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from modelport.api.problems import PROBLEM_TYPE, problem_body, retry_headers
+from modelport.api.line import Line
+from modelport.api.wire import Wire
 from modelport.errors import BadRequest, BodyTooLarge, ModelportError, Overloaded
-from modelport.kit.ids import IdSource
-from modelport.kit.outbox import outbox_of
-from modelport.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from modelport.api.server import Server
 
 # Every header costs a look-up or two; no browser and no proxy sends half as many.
 MAX_HEADERS = 100
+# A body that is ahead of its reader by this much stops the reading.
+HIGH_WATER_BYTES = 65_536
 # Requests sent ahead while one is served. Reading goes on meanwhile, since only who reads learns of a hang-up; so what
 # is read must have an end, and then the client is told by a closed connection to send the rest again.
 MAX_QUEUED = 32
-# Connections that were turned away and are still being closed; beyond, they are cut without waiting for the client.
-MAX_LEAVING = 256
-_LEAVE_S = 1.0
 # How long a stopping server still takes a request on a connection that clients keep open.
 _STOP_GRACE_S = 1.0
 
 
-class Connection(HttpToolsProtocol):
-    """Made by `connection_class`. `on_lost` holds those who want to know at once that the client is gone."""
+class Connection(Line):
+    """`newest` is the request that was read last, or is being read; `_answering` the one that is being answered, and
+    those between the two wait in `_queue`."""
 
-    settings: ServerSettings
-    ids: IdSource
-    leaving = 0
+    __slots__ = (
+        "_answering",
+        "_body_bytes",
+        "_client",
+        "_expects_continue",
+        "_head_bytes",
+        "_head_message",
+        "_headers",
+        "_idle_since_s",
+        "_idle_timer",
+        "_in_head",
+        "_messages",
+        "_parser",
+        "_queue",
+        "_read_bytes",
+        "_refusal",
+        "_refused",
+        "_stopping",
+        "_upgrading",
+        "_url",
+        "newest",
+    )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.outbox = outbox_of(self.loop)
-        self.on_lost: set[Callable[[], None]] = set()
-        # Set once nothing more is read of this client: what still arrives is thrown away.
-        self._deaf = False
-        self._turned_away = False
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(server, loop)
+        self.newest: Wire | None = None
+        self._parser: Any = _new_parser(self)
+        self._answering: Wire | None = None
+        self._queue: deque[Wire] = deque()
+        self._client: tuple[str, int] | None = None
         self._refusal: ModelportError | None = None
-        self._head_scope: object = None
+        # What is said when the turn of the newest request comes, in place of its answer.
+        self._refused: ModelportError | None = None
+        # The message that is being read: its number, and whether its head is still arriving.
+        self._messages = 0
+        self._in_head = False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._expects_continue = False
+        self._head_message = 0
         self._head_bytes = 0
         self._read_bytes = 0
         self._body_bytes = 0
         self._upgrading = False
         self._stopping = False
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._idle_since_s = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    # What the event loop calls.
 
     def connection_made(self, transport: Any) -> None:
-        if len(self.connections) >= self.settings.max_connections:
-            self._turn_away(transport)
+        self.transport = transport
+        if len(self.server.connections) >= self._settings.max_connections:
+            self._turn_away()
             return
-        super().connection_made(transport)
-        self._head_timer = self.loop.call_later(self.settings.header_timeout_s, self._head_late)
+        self.server.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self._client = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else None
+        self._head_timer = self.loop.call_later(self._settings.header_timeout_s, self._head_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        # uvicorn lets it run on after a reset, and would close the transport of somebody long gone.
-        self._unset_keepalive_if_required()
-        for timer in (self._head_timer, self._write_timer):
+        self.server.drop(self)
+        for timer in (self._head_timer, self._write_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         if self._turned_away:
-            type(self).leaving -= 1
-        waiting, self.on_lost = self.on_lost, set()
-        for callback in waiting:
-            callback()
+            self.server.leaving -= 1
+        self.resume_writing()
+        self._queue.clear()
+        for wire in {self._answering, self.newest}:
+            if wire is not None:
+                wire.lose()
+        # The parser holds this object's methods: without this, only the garbage collector would free the two.
+        self._parser = None
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._unset_keepalive_if_required()
         self._read_bytes = len(data)
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
             self._refuse(self._refusal or BadRequest("This is no HTTP/1.1 request that can be understood."))
             return
-        cycle = self.cycle
-        if self.pipeline:
+        newest = self.newest
+        if self._queue:
             self._bound_queue()
-        if cycle is not None and cycle.scope is self.scope and not cycle.response_complete:
+        if newest is not None and not self._in_head and not newest.complete:
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
-            if cycle.more_body:
-                self._bound_body()
+            if newest.more_body:
+                self._bound_body(newest)
             return
         self._wait_for_head()
 
+    def eof_received(self) -> bool:
+        """A client that has closed its sending side is taken to be gone."""
+        return False
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._messages += 1
+        self._in_head = True
+        self._url = b""
+        self._headers = []
+        self._expects_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_continue = True
+        self._headers.append((name, value))
+
     def on_headers_complete(self) -> None:
-        most = self.settings.max_header_bytes
+        most = self._settings.max_header_bytes
         # Added up only where it can be too much: nearly every head comes in one small piece.
         suspect = self._head_bytes or self._read_bytes > most
-        if len(self.headers) > MAX_HEADERS or (suspect and self._head_size() > most):
+        if len(self._headers) > MAX_HEADERS or (suspect and self._head_size() > most):
             self._refusal = self._head_too_large()
             raise self._refusal
-        if len(self.pipeline) >= MAX_QUEUED:
+        if len(self._queue) >= MAX_QUEUED:
             raise Overloaded()
-        if self.parser.should_upgrade():
+        parser = self._parser
+        if parser.should_upgrade():
             self._upgrading = True
             return
-        super().on_headers_complete()
-        if self._stopping:
-            self.cycle.keep_alive = False
+        version = parser.get_http_version()
+        keep_alive = version != "1.0" and parser.should_keep_alive() and not self._stopping
+        before = self.newest
+        wire = self.newest = Wire(
+            self, self._scope(version), keep_alive=keep_alive, expects_continue=self._expects_continue
+        )
+        self._in_head = False
         # Trailers are no headers (RFC 9110 section 6.5.1): they are gathered where nobody looks.
-        self.headers = []
+        self._headers = []
         self._body_bytes = 0
+        if before is None or before.complete:
+            self._answering = wire
+            self.server.run(wire, self.loop)
+        else:
+            self._pause_reading()
+            self._queue.append(wire)
+
+    def on_body(self, body: bytes) -> None:
+        wire = self.newest
+        if self._upgrading or wire is None or wire.complete:
+            return
+        wire.feed(body)
+        if wire.size_bytes > HIGH_WATER_BYTES:
+            self._pause_reading()
 
     def on_message_complete(self) -> None:
-        if not self._upgrading:
-            super().on_message_complete()
+        wire = self.newest
+        if not self._upgrading and wire is not None and not wire.complete:
+            wire.end_of_body()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
+    def _scope(self, version: str) -> dict[str, Any]:
+        """ASGI's description of the request whose head is complete."""
+        url = httptools.parse_url(self._url)
+        path = url.path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "method": self._parser.get_method().decode("ascii"),
+            "scheme": "http",
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "root_path": "",
+            "headers": self._headers,
+            "client": self._client,
+            "server": None,
+            "state": {},
+        }
+
+    # What the wires call.
+
+    def answered(self, wire: Wire) -> None:
+        """All of an answer was written: the next request has its turn, or the connection lies idle."""
+        if not wire.keep_alive:
+            self._close_behind(wire)
+        if self.transport.is_closing():
+            return
+        self.resume_reading()
+        if self._queue:
+            self._answer_next()
+        else:
+            self._idle_since_s = self.loop.time()
+            if self._idle_timer is None:
+                self._idle_timer = self.loop.call_later(self._settings.keep_alive_s, self._close_if_idle)
         if self.transport.get_write_buffer_size():
             self._watch_writing()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_writing()
+    def _answer_next(self) -> None:
+        wire = self._answering = self._queue.popleft()
+        if wire is self.newest and self._refused is not None:
+            wire.gone = True
+            self._say(self._refused)
+        else:
+            self.server.run(wire, self.loop)
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(BadRequest(msg))
+    # Closing.
 
     def shutdown(self) -> None:
-        """uvicorn stops: the next answer is the connection's last; one without a request is closed after a grace.
+        """The server stops: the next answer is the connection's last; one without a request is closed after a grace.
 
         A client that is about to send on a connection it keeps would otherwise find it closed under its request,
         which it must not repeat by itself (RFC 9112 section 9.3.1).
         """
         self._stopping = True
         self.outbox.flush()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
+        if self.newest is not None and not self.newest.complete:
+            self.newest.keep_alive = False
         else:
             self.loop.call_later(_STOP_GRACE_S, self._stop_if_idle)
 
+    def is_filling(self) -> bool:
+        return self.newest is not None and not self.newest.complete and not self.write_paused
+
     def _stop_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if self.newest is None or self.newest.complete:
             self.transport.close()
 
-    def listen(self) -> None:
-        """Read on: only who reads learns that the client hung up."""
-        self.flow.resume_reading()
+    def _close_if_idle(self) -> None:
+        """Close what has lain idle for long enough. One timer for the connection: requests only set the time."""
+        self._idle_timer = None
+        if self._in_head or (self.newest is not None and not self.newest.complete):
+            return
+        left_s = self._idle_since_s + self._settings.keep_alive_s - self.loop.time()
+        if left_s > 0:
+            self._idle_timer = self.loop.call_later(left_s, self._close_if_idle)
+        else:
+            self.transport.close()
 
-    def finish(self) -> None:
+    def _close_behind(self, wire: Wire) -> None:
         """Close behind the last answer. A client in the middle of sending is given time to read it first."""
         self.outbox.flush()
-        if self.cycle.more_body or self._deaf:
-            self._leave(self.settings.header_timeout_s)
+        newest = self.newest or wire
+        if newest.more_body or self._deaf:
+            self._leave(self._settings.header_timeout_s)
         else:
             self.transport.close()
 
@@ -178,58 +294,58 @@ class Connection(HttpToolsProtocol):
         """Take the request for what it is without the upgrade, which also keeps its body: some clients offer HTTP/2
         with everything they send."""
         self._upgrading = False
-        method = self.parser.get_method()
+        method = self._parser.get_method()
         if method == b"CONNECT":
             self._refuse(BadRequest("This is no proxy."))
             return
-        lines = [b"%b %b HTTP/1.1\r\n" % (method, self.url)]
-        lines += [name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
+        lines = [b"%b %b HTTP/1.1\r\n" % (method, self._url)]
+        lines += [b"%b: %b\r\n" % field for field in self._headers if field[0] != b"upgrade"]
+        self._parser = _new_parser(self)
         self.data_received(b"".join(lines) + b"\r\n" + rest)
 
-    def _bound_body(self) -> None:
+    def _bound_body(self, wire: Wire) -> None:
         """Refuse a body that is mostly something else: chunk extensions, trailers without end."""
         self._body_bytes += self._read_bytes
-        if self._body_bytes > 2 * self.settings.max_body_bytes + self.settings.max_header_bytes:
+        if self._body_bytes > 2 * self._settings.max_body_bytes + self._settings.max_header_bytes:
             self._refuse(BodyTooLarge("The body takes far more bytes to send than it has."))
 
     def _bound_queue(self) -> None:
         """Read on behind requests that wait their turn, unless the last of them brings much."""
-        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+        if self.newest is not None and self.newest.size_bytes > HIGH_WATER_BYTES:
             self._refuse(Overloaded("Wait for the answer before you send another large request on this connection."))
         else:
-            self.flow.resume_reading()
+            self.resume_reading()
 
     def _wait_for_head(self) -> None:
         """More of a head arrived, without its end; or of a body that was answered already."""
-        cycle = self.cycle
-        if self._head_timer is None and (cycle is None or cycle.response_complete):
-            self._head_timer = self.loop.call_later(self.settings.header_timeout_s, self._head_late)
-        if cycle is not None and cycle.scope is self.scope:
+        idle = self.newest is None or self.newest.complete
+        if self._head_timer is None and idle:
+            self._head_timer = self.loop.call_later(self._settings.header_timeout_s, self._head_late)
+        if self.newest is not None and not self._in_head:
             return
-        if self._head_scope is not self.scope:
+        if self._head_message != self._messages:
             # The first piece may have held other requests, and is bounded by what is read at once.
-            self._head_scope, self._head_bytes = self.scope, 1
+            self._head_message, self._head_bytes = self._messages, 1
             return
         self._head_bytes += self._read_bytes
-        if self._head_bytes > self.settings.max_header_bytes:
+        if self._head_bytes > self._settings.max_header_bytes:
             self._refuse(self._head_too_large())
 
     def _head_size(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
 
     def _head_too_large(self) -> ModelportError:
-        most = self.settings.max_header_bytes
+        most = self._settings.max_header_bytes
         error = BodyTooLarge(f"Address and headers together may have {most:,} bytes and {MAX_HEADERS} lines.")
         error.status = 431
         return error
 
     def _head_late(self) -> None:
         self._head_timer = None
-        if self.scope is None or (self.cycle is not None and self.cycle.scope is self.scope):
+        if not self._in_head:
             self.transport.close()
             return
-        late = BadRequest(f"The headers did not arrive within {self.settings.header_timeout_s:g} s.")
+        late = BadRequest(f"The headers did not arrive within {self._settings.header_timeout_s:g} s.")
         late.status = 408
         self._refuse(late)
 
@@ -237,97 +353,30 @@ class Connection(HttpToolsProtocol):
         """Take nothing more from this client; say why, after every answer that is still owed."""
         self.outbox.flush()
         self._deaf = True
-        self.flow.resume_reading()
-        cycle = self.cycle
-        if cycle is None or cycle.scope is not self.scope:
-            if cycle is None or cycle.response_complete:
+        self.resume_reading()
+        newest = self.newest
+        if newest is None or self._in_head:
+            if newest is None or newest.complete:
                 self._say(error)
             else:
-                cycle.keep_alive = False
-        elif cycle.response_complete:
+                newest.keep_alive = False
+        elif newest.complete:
             self.transport.close()
-        elif not cycle.more_body:
-            cycle.keep_alive = False
-        elif self.pipeline and self.pipeline[0][0] is cycle:
-            self.pipeline[0] = (cycle, self._refusing(error))
+        elif not newest.more_body:
+            newest.keep_alive = False
+        elif newest in self._queue:
+            self._refused = error
         else:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            if cycle.response_started:
+            started = newest.started
+            newest.lose()
+            if started:
                 self.transport.close()
             else:
                 self._say(error)
 
-    def _refusing(self, error: ModelportError) -> Any:
-        async def app(_scope: Any, _receive: Any, _send: Any) -> None:
-            self.cycle.disconnected = True
-            self._say(error)
 
-        return app
-
-    def _say(self, error: ModelportError) -> None:
-        """The last words on this connection."""
-        self.outbox.flush()
-        if self.transport.is_closing():
-            return
-        request_id = self.ids.new("req_")
-        body = problem_body(error, request_id=request_id, path="", base_url=self.settings.public_url)
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", PROBLEM_TYPE),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", request_id.encode()),
-            *retry_headers(error),
-            (b"connection", b"close"),
-        ]
-        head = b"HTTP/1.1 %d %b\r\n" % (error.status, HTTPStatus(error.status).phrase.encode())
-        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        self.transport.write(head + lines + b"\r\n" + body)
-        self._leave(_LEAVE_S if self._turned_away else self.settings.header_timeout_s)
-
-    def _leave(self, patience_s: float) -> None:
-        """Say that we are done and let the client find out; closing at once on what it still sends would be a reset,
-        which can destroy the answer before it is read."""
-        self._deaf = True
-        self.outbox.flush()
-        if self.transport.is_closing():
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-        if self.flow is not None:
-            self.flow.resume_reading()
-        self._head_timer = self.loop.call_later(patience_s, self.transport.abort)
-
-    def _turn_away(self, transport: Any) -> None:
-        self.transport = transport
-        self._deaf = self._turned_away = True
-        type(self).leaving += 1
-        if self.leaving > MAX_LEAVING:
-            transport.abort()
-        else:
-            self._say(Overloaded("This server has as many connections as it may; come again in a second."))
-
-    def _watch_writing(self) -> None:
-        """Cut the client off unless it reads on."""
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-        left_bytes = self.transport.get_write_buffer_size()
-        self._write_timer = self.loop.call_later(self.settings.send_timeout_s, self._check_writing, left_bytes)
-
-    def _check_writing(self, left_bytes: int) -> None:
-        self._write_timer = None
-        if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
-            # The next answer is filling the buffer again, so that its size says nothing.
-            return
-        now_bytes = self.transport.get_write_buffer_size()
-        if now_bytes >= left_bytes > 0:
-            self.transport.abort()
-        elif now_bytes:
-            self._watch_writing()
-
-
-def connection_class(settings: ServerSettings, ids: IdSource) -> type[Connection]:
-    """The protocol for a server with these bounds."""
-    return type("BoundedConnection", (Connection,), {"settings": settings, "ids": ids})
+def _new_parser(connection: Connection) -> Any:
+    parser = httptools.HttpRequestParser(connection)
+    # A client may send on behind a request that it called its last: that is not read, and no reason to refuse this one.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser

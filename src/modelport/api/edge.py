@@ -1,7 +1,7 @@
 """The outermost layer: request ids, hot routes, error answers, CORS, the access log and the call metrics.
 
-Plain ASGI. The hot routes are served right here; everything else goes on to FastAPI, whose answers get the same
-headers on their way out.
+The hot routes are served right here; everything else goes on to FastAPI, by ASGI, and its answers get the same headers
+on their way out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modelport.api.exchange import Exchange, accepts_gzip
 from modelport.api.limit_headers import limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers, stream_event
-from modelport.api.wire import Headers
+from modelport.api.wire import Headers, Wire
 from modelport.errors import BadRequest, CallCancelled, Internal, MethodNotAllowed, ModelportError, Unavailable
 from modelport.observe.logs import access_line
 from modelport.observe.logs import request_id as current_request_id
@@ -43,7 +43,7 @@ log = structlog.get_logger("modelport.api")
 
 
 class Edge:
-    """The ASGI application that the server runs."""
+    """What the server has its requests answered by."""
 
     def __init__(self, platform: Platform, *, hot: Mapping[str, Handler], rest: Any) -> None:
         self._platform = platform
@@ -51,17 +51,11 @@ class Edge:
         self._rest = rest
         self._origins = frozenset(platform.settings.server.cors_origins)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._rest(scope, receive, send)
-            return
+    async def answer(self, wire: Wire) -> None:
+        """Find who serves the request, and see to it that it is answered whatever happens."""
         request_id = self._platform.ids.new("req_")
         current_request_id.set(request_id)
-        exchange = Exchange(scope, receive, send, platform=self._platform, request_id=request_id)
-        await self._answer(exchange)
-
-    async def _answer(self, exchange: Exchange) -> None:
-        """Find who serves the request, and see to it that it is answered whatever happens."""
+        exchange = Exchange(wire, platform=self._platform, request_id=request_id)
         scope = exchange.scope
         origin = exchange.header(b"origin")
         if origin is not None:
@@ -134,7 +128,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 exchange.started, exchange.status = True, message["status"]
                 message["headers"] = [*message.get("headers", []), *self._control_headers(exchange)]
-            await exchange.raw_send(message)
+            await exchange.wire.send(message)
 
         try:
             await self._rest(scope, receive, send)
@@ -149,7 +143,7 @@ class Edge:
         """
         scope = exchange.scope
         if scope["method"] == "HEAD":
-            # uvicorn knows it by its own scope, and leaves the body out.
+            # The wire knows it by its own scope, and leaves the body out.
             scope = exchange.scope = {**scope, "method": "GET"}
         coding = exchange.header(b"accept-encoding")
         if coding is not None:

@@ -8,10 +8,9 @@ import re
 from http import HTTPStatus
 from typing import Any
 
-from modelport.api.hangup import Watch
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
-from modelport.api.wire import Headers, body_at_hand, wire_of
+from modelport.api.wire import Headers, Wire
 from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, Unauthenticated, UnsupportedMedia
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
@@ -38,10 +37,6 @@ class Exchange:
 
     __slots__ = (
         "_headers",
-        "_receive",
-        "_send",
-        "_watch",
-        "_wire",
         "extra",
         "interrupt",
         "levels",
@@ -57,13 +52,12 @@ class Exchange:
         "style",
         "trace",
         "traceparent",
+        "wire",
     )
 
-    def __init__(self, scope: Any, receive: Any, send: Any, *, platform: Platform, request_id: str) -> None:
-        self.scope = scope
-        self._receive = receive
-        self._send = send
-        self._wire = wire_of(receive, send)
+    def __init__(self, wire: Wire, *, platform: Platform, request_id: str) -> None:
+        self.wire = wire
+        self.scope = scope = wire.scope
         self.platform = platform
         self.request_id = request_id
         self.path: str = scope["path"]
@@ -82,7 +76,6 @@ class Exchange:
         self.levels: list[Level] = []
         self.extra: Headers = []
         self.interrupt: Interrupt | None = None
-        self._watch: Watch | None = None
 
     def header(self, name: bytes) -> str | None:
         """The value of a request header (its name in lower case); the last one where it is repeated."""
@@ -96,7 +89,7 @@ class Exchange:
         """
         doubt = self._doubt()
         if doubt:
-            self._wire.make_last()
+            self.wire.make_last()
             raise BadRequest(doubt)
 
     def _doubt(self) -> str:
@@ -141,7 +134,7 @@ class Exchange:
         declared = self._headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > most:
             raise self._too_large(most)
-        body = body_at_hand(self._receive)
+        body = self.wire.body_at_hand()
         if body is not None:
             if len(body) > most:
                 raise self._too_large(most)
@@ -155,20 +148,13 @@ class Exchange:
             raise error from None
 
     async def _read(self, most: int) -> bytes:
-        message = await self._receive()
-        if not message.get("more_body") and message["type"] == "http.request":
-            body: bytes = message["body"]
-            if len(body) > most:
-                raise self._too_large(most)
-            return body
         pieces = bytearray()
-        while message["type"] == "http.request":
-            pieces += message.get("body", b"")
+        while (message := await self.wire.receive())["type"] == "http.request":
+            pieces += message["body"]
             if len(pieces) > most:
                 raise self._too_large(most)
-            if not message.get("more_body"):
+            if not message["more_body"]:
                 return bytes(pieces)
-            message = await self._receive()
         raise CallCancelled()
 
     def _too_large(self, most: int) -> BodyTooLarge:
@@ -184,7 +170,7 @@ class Exchange:
                 pending = False
                 return {"type": "http.request", "body": body, "more_body": False}
             # All that can come now is the hang-up.
-            while (message := await self._receive())["type"] == "http.request":
+            while (message := await self.wire.receive())["type"] == "http.request":
                 pass
             return message
 
@@ -194,19 +180,13 @@ class Exchange:
         """Stop the call when the client hangs up or its time is over. Ended by `close`."""
         self.interrupt = interrupt
         interrupt.expire_with(self.platform.corridor.deadlines)
-        self._watch = Watch(self._receive, lambda: interrupt.fire(CallCancelled()))
-
-    @property
-    def raw_send(self) -> Any:
-        """The ASGI send, for an application behind this one."""
-        return self._send
+        self.wire.watch(lambda: interrupt.fire(CallCancelled()))
 
     def close(self) -> None:
         """The request is over: nobody is watched any more, nothing is left to stop."""
         if self.interrupt is not None:
             self.interrupt.disarm()
-        if self._watch is not None:
-            self._watch.close()
+            self.wire.on_gone = None
 
     async def respond(
         self, status: int, body: bytes, *, headers: Headers | None = None, content_type: tuple[bytes, bytes] = _JSON
@@ -214,7 +194,7 @@ class Exchange:
         """The whole answer at once."""
         if status == HTTPStatus.NO_CONTENT:
             self.started, self.status = True, status
-            await self._wire.whole(status, self._common(headers), b"")
+            await self.wire.whole(status, self._common(headers), b"")
             return
         fields = [content_type, *self._common(headers)]
         smallest = self.platform.settings.server.gzip_min_bytes
@@ -224,7 +204,7 @@ class Exchange:
             fields.append((b"vary", b"accept-encoding"))
         fields.append((b"content-length", b"%d" % len(body)))
         self.started, self.status = True, status
-        await self._wire.whole(status, fields, body)
+        await self.wire.whole(status, fields, body)
 
     async def start_stream(self, headers: Headers) -> None:
         """Status and headers of a stream of server-sent events."""
@@ -235,16 +215,16 @@ class Exchange:
             *self._common(headers),
         ]
         self.started, self.status, self.streaming = True, 200, True
-        await self._wire.begin(200, fields)
+        await self.wire.begin(200, fields)
 
     async def send(self, data: bytes) -> None:
         """A piece of the stream; waits while the client is slow."""
-        await self._wire.piece(data)
+        await self.wire.piece(data)
 
     async def finish(self, data: bytes) -> None:
         """The last piece of the stream."""
         self.streaming = False
-        await self._wire.end(data)
+        await self.wire.end(data)
 
     def elapsed_s(self) -> float:
         return self.platform.clock.monotonic_s() - self.started_s

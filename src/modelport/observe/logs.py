@@ -156,11 +156,8 @@ def configure(settings: LogSettings) -> None:
     atexit.register(_sink.flush)
 
 
-# Libraries that tell each step at `info`; uvicorn's access lines would be a second set of ours.
+# Libraries that tell each step at `info`.
 _LIBRARIES = {
-    "uvicorn": logging.WARNING,
-    "uvicorn.error": logging.WARNING,
-    "uvicorn.access": logging.CRITICAL,
     "sqlalchemy": logging.WARNING,
     "alembic": logging.WARNING,
     "aiosqlite": logging.WARNING,

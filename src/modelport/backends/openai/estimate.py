@@ -37,7 +37,9 @@ def estimate_input(call: Call) -> int:
 
 def _chat(call: Call) -> int:
     messages: list[Message] = call.request.messages
-    size_bytes = sum(_size_bytes(call, name) for name in ("messages", *_BESIDE_MESSAGES))
+    size_bytes = _size_bytes(call, "messages")
+    for name in _BESIDE_MESSAGES:
+        size_bytes += _size_bytes(call, name)
     tokens = TOKENS_PER_MESSAGE * len(messages)
     for message in messages:
         if isinstance(message.content, list):
@@ -69,7 +71,7 @@ def _texts(call: Call, name: str, value: str | list[Any]) -> int:
 
 def _size_bytes(call: Call, name: str) -> int:
     raw: msgspec.Raw | None = call.fields.get(name)
-    return memoryview(raw).nbytes if raw is not None else 0
+    return len(raw) if raw is not None else 0
 
 
 def _tokens(size_bytes: int) -> int:

@@ -13,7 +13,7 @@ from modelport.backends.transport.connection import Connection, Owner, Timeouts
 from modelport.backends.transport.response import Response
 from modelport.errors import CallTimeout, Overloaded, UpstreamFailed
 
-# Servers close an idle connection after 5 s (uvicorn, Node) to 75 s (nginx); a stale one costs a retry.
+# Servers close an idle connection after 5 s (Node) to 75 s (nginx); a stale one costs a retry.
 IDLE_S = 30.0
 # Calls that wait for a connection, for each connection there may be.
 WAITING_PER_CONNECTION = 4
