@@ -109,7 +109,7 @@ class EventStream:
                 return b""
             self._hold(data[cut:])
             data = data[:cut]
-        return self._plain(data) or self._parsed(data)
+        return self._passed(data)
 
     def end(self, *, input_tokens: int) -> bytes:
         """What is still to be passed on when the upstream has ended; sets `error` where it ended too early.
@@ -133,6 +133,25 @@ class EventStream:
     def count(self, input_tokens: int) -> Usage:
         """The usage so far: reported, or counted from the stream."""
         return self.usage or Usage(input_tokens=input_tokens, output_tokens=self.pieces, exact=False)
+
+    def _passed(self, data: bytes) -> bytes:
+        """Complete events as our caller is to see them: plain ones go on together, only the others are taken apart."""
+        plain = self._plain(data)
+        if plain:
+            return plain
+        # Nearly always the others are the first event, which tells the forms, and the last ones, behind the text.
+        if not self._learnt:
+            begin = data.find(b"\n\n") + 2
+            if begin < len(data):
+                first = self._parsed(data[:begin])
+                return first + self._passed(data[begin:]) if self._learnt else first + self._parsed(data[begin:])
+        elif self._finish_null:
+            end = data.find(b"\n\n", data.rfind(self._finish_null)) + 2
+            if end < len(data):
+                plain = self._plain(data[:end])
+                if plain:
+                    return plain + self._parsed(data[end:])
+        return self._parsed(data)
 
     def _plain(self, data: bytes) -> bytes:
         """The read with its names replaced, or nothing where it holds more than plain events."""
