@@ -85,8 +85,7 @@ class Call:
     traceparent: str | None = None
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """What a call consumed. `input_tokens` includes the cached ones, as OpenAI counts.
 
     `exact` is false where an upstream reported nothing and the count was taken from the stream.
@@ -100,8 +99,7 @@ class Usage:
     exact: bool = True
 
 
-@dataclass(slots=True)
-class Delta:
+class Delta(msgspec.Struct, gc=False):
     """A piece of an answer. Backends yield them; the door renders them.
 
     `raw`: language models answer in OpenAI's own dialect as bytes, so that an answer can pass through untouched:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from bench.build import Tools, build_tools
 from bench.calls import CHUNKS, Load, Loaded, Shape, WrongAnswer, probe
-from bench.figures import DIRECT, OURS, SCENARIOS, WHOLE_64, Figures, Measurement, verdicts
+from bench.figures import (
+    DIRECT,
+    OURS,
+    SCENARIOS,
+    STREAM_16,
+    STREAM_64,
+    STREAM_128,
+    WHOLE_64,
+    Figures,
+    Measurement,
+    verdicts,
+)
 from bench.gateways import measure_all, started
 from bench.processes import Watched
 from bench.report import Run, render
@@ -149,6 +161,16 @@ def test_a_target_holds_only_when_its_ratio_says_so() -> None:
     assert (of_nginx.found, of_nginx.holds) == (0.09, False)
     assert of_litellm.holds is True
     assert {verdict.holds for verdict in others} == {None}
+
+
+def test_the_cost_of_a_chunk_is_judged_by_what_the_machine_takes_for_the_same_of_nginx() -> None:
+    figures = Figures()
+    ours, nginx = _measured(100.0), _measured(100.0)
+    for scenario in (STREAM_16, STREAM_64, STREAM_128):
+        figures.add(scenario, OURS, dataclasses.replace(ours, cpu_us_per_call=60.0 * CHUNKS))
+        figures.add(scenario, "nginx", dataclasses.replace(nginx, cpu_us_per_call=416.0))
+    *_, chunk = verdicts(figures, chunks=CHUNKS)
+    assert (chunk.found, chunk.holds) == (30.0, True)
 
 
 def test_wrong_answers_prove_no_target() -> None:

@@ -106,12 +106,13 @@ async def stream(exchange: Exchange, run: Run) -> None:
 
 async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta]) -> None:
     """Send each delta; in long silences send comments, so that proxies in between keep the connection open."""
-    silence = Silence(exchange)
+    silence, wire = Silence(exchange), exchange.wire
     try:
         async for delta in deltas:
             if delta.raw:
                 silence.broken = True
-                await exchange.send(delta.raw)
+                if not wire.put(delta.raw):
+                    await wire.piece(delta.raw)
     finally:
         silence.close()
 

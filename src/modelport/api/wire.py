@@ -156,10 +156,16 @@ class Wire:
 
     async def piece(self, data: bytes) -> None:
         """Waits while the client reads slower than the model writes."""
-        if self._connection.write_paused:
+        while not self.put(data):
             await self._connection.writable()
+
+    def put(self, data: bytes) -> bool:
+        """`piece` without a pause; false, with nothing written, when the client has to catch up first."""
+        if self._connection.write_paused:
+            return False
         if not self._mute:
             self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        return True
 
     async def end(self, data: bytes) -> None:
         if self._connection.write_paused:

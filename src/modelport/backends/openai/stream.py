@@ -45,6 +45,7 @@ class EventStream:
     """
 
     __slots__ = (
+        "_counted",
         "_finish_null",
         "_finished",
         "_head",
@@ -81,6 +82,7 @@ class EventStream:
         # Before and after the text of an event as it comes in, and as it goes out.
         self._mould: tuple[bytes, bytes, bytes, bytes] | None = None
         self._tries = 0
+        self._counted = Usage(exact=False)
         self.done = False
         self.error: ModelportError | None = None
         self.usage: Usage | None = None
@@ -132,7 +134,12 @@ class EventStream:
 
     def count(self, input_tokens: int) -> Usage:
         """The usage so far: reported, or counted from the stream."""
-        return self.usage or Usage(input_tokens=input_tokens, output_tokens=self.pieces, exact=False)
+        if self.usage is not None:
+            return self.usage
+        # One object for the whole stream: whoever holds it sees the count of now.
+        counted = self._counted
+        counted.input_tokens, counted.output_tokens = input_tokens, self.pieces
+        return counted
 
     def _passed(self, data: bytes) -> bytes:
         """Complete events as our caller is to see them: plain ones go on together, only the others are taken apart."""
