@@ -240,6 +240,32 @@ async def test_a_line_that_is_too_long_or_too_slow_is_refused_with_overloaded() 
         assert [type(result) for result in results[:4]] == [UpstreamFailed, Overloaded, Overloaded, Overloaded]
 
 
+async def test_who_would_wait_in_vain_is_refused_at_once_and_told_when_to_come_back() -> None:
+    """With turns a tenth of a second apart and two in line, a third waits 0.3 s."""
+    gates = [asyncio.Event() for _ in range(5)]
+    async with Upstream() as upstream:
+        for gate in gates:
+            upstream.plan(then(wait_for(gate), json_answer({})))
+        pool = pool_for(upstream, max_connections=1)
+        calls = [asyncio.create_task(fetch(pool)) for _ in gates]
+        await wait_until(lambda: pool.waiting_calls == 4, "four calls stand in line")
+        for gate, left in zip(gates, (3, 2), strict=False):
+            gate.set()
+            await wait_until(lambda left=left: pool.waiting_calls == left, "a turn was given")  # type: ignore[misc]
+        assert pool.wait_s > 0
+        pool._turn_s = 0.1
+        hasty = Timeouts(connect_s=0.25, first_byte_s=30, between_bytes_s=30, total_s=60)
+        with pytest.raises(Overloaded, match="in time") as refused:
+            await post(pool, timeouts=hasty)
+        assert refused.value.retry_after_s == 1.0
+        assert pool.waiting_calls == 2
+        for gate in gates:
+            gate.set()
+        await asyncio.gather(*calls)
+        assert pool.wait_s == 0.0
+        await pool.aclose()
+
+
 async def test_a_closed_pool_refuses_calls() -> None:
     async with Upstream() as upstream:
         pool = pool_for(upstream)

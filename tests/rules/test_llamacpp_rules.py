@@ -29,14 +29,14 @@ def entry(tokens: list[int], tenant: str = "org_1", *, deadline_s: float = 100.0
 class TestSlotTable:
     def test_all_or_none_are_admitted(self) -> None:
         table = SlotTable(2, 3)
-        assert table.admit([entry([1])] * 3)
-        assert not table.admit([entry([1])] * 3)
+        assert table.admit([entry([1])] * 3, 0.0)
+        assert not table.admit([entry([1])] * 3, 0.0)
         assert table.queued == 3
 
     def test_a_slot_with_the_same_beginning_of_the_same_tenant_is_taken(self) -> None:
         table = SlotTable(3, 9)
         first, second, third = entry([1, 2, 3]), entry([7, 8, 9], "org_2"), entry([7, 8, 1])
-        table.admit([first, second, third])
+        table.admit([first, second, third], 0.0)
         for now_s in (1.0, 2.0, 3.0):
             taken = table.take_next(now_s)
             assert taken is not None
@@ -44,14 +44,14 @@ class TestSlotTable:
         for used in (first, second, third):
             table.release(used, 4.0, whole=True)
         again = entry([7, 8, 9])
-        table.admit([again])
+        table.admit([again], 0.0)
         assert table.take_next(5.0) == (again, True)
         assert again.slot == third.slot
 
     def test_another_tenants_cache_is_never_used(self) -> None:
         table = SlotTable(1, 9)
         first, second = entry([1, 2, 3]), entry([1, 2, 3], "org_2")
-        table.admit([first, second])
+        table.admit([first, second], 0.0)
         table.take_next(1.0)
         table.release(first, 2.0, whole=True)
         assert table.take_next(3.0) == (second, False)
@@ -59,10 +59,10 @@ class TestSlotTable:
     def test_cancelled_entries_make_room_and_never_start(self) -> None:
         table = SlotTable(1, 1)
         first, second, third = entry([1]), entry([2]), entry([3])
-        table.admit([first, second])
-        assert not table.admit([third])
+        table.admit([first, second], 0.0)
+        assert not table.admit([third], 0.0)
         table.cancel([first])
-        assert table.admit([third])
+        assert table.admit([third], 0.0)
         taken = table.take_next(1.0)
         assert taken is not None
         assert taken[0] is second
@@ -70,7 +70,7 @@ class TestSlotTable:
     def test_expired_entries_are_told(self) -> None:
         table = SlotTable(1, 9)
         late, good = entry([1], deadline_s=1.0), entry([3])
-        table.admit([late, good])
+        table.admit([late, good], 0.0)
         assert table.expired(2.0) == [late]
         assert table.queued == 1
 
@@ -79,10 +79,19 @@ class TestSlotTable:
         before = table.retry_after_s()
         for _ in range(20):
             slow = entry([1])
-            table.admit([slow])
+            table.admit([slow], 0.0)
             table.take_next(0.0)
             table.release(slow, 30.0, whole=True)
         assert table.retry_after_s() > before
+
+    def test_who_would_wait_in_vain_is_refused_at_once(self) -> None:
+        table = SlotTable(2, 9)
+        table.seconds_per_run = 10.0
+        assert table.admit([entry([1], deadline_s=1.0), entry([2], deadline_s=1.0)], 0.0)
+        assert not table.admit([entry([3], deadline_s=4.0)], 0.0)
+        assert table.admit([entry([3], deadline_s=6.0)], 0.0)
+        assert not table.admit([entry([4], deadline_s=9.0)], 0.0)
+        assert table.queued == 3
 
     @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
     def test_common_length(self, first: list[int], second: list[int]) -> None:

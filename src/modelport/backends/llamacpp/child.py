@@ -143,8 +143,8 @@ class EngineProcess:
         if len(entries) > self._table.capacity:
             text = f"This asks for {len(entries)} choices at one time; this model takes at most {self._table.capacity}."
             connection.send(wire.Failure("BadRequest", text))
-        elif not self._table.admit(entries):
-            text = "The model's queue is full. Try again later."
+        elif not self._table.admit(entries, time.monotonic()):
+            text = "The model's queue is full, or too long for this call to be answered in time. Try again later."
             connection.send(wire.Failure("Overloaded", text, self._table.retry_after_s()))
         else:
             connection.request, connection.entries = message, entries

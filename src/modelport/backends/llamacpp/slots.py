@@ -62,12 +62,20 @@ class SlotTable:
         """The most runs that can be in here at one time."""
         return self._limit + len(self._slots)
 
-    def admit(self, entries: list[Entry]) -> bool:
-        """Queue all of `entries`, or none when there is no room for all."""
+    def admit(self, entries: list[Entry], now_s: float) -> bool:
+        """Queue all of `entries`, or none: when there is no room for all, or their time would be over before a slot is
+        free for the last of them."""
         if self._busy + len(self._queue) + len(entries) > self.capacity:
+            return False
+        if now_s + self.wait_s(len(entries)) > entries[-1].deadline_s:
             return False
         self._queue.extend(entries)
         return True
+
+    def wait_s(self, runs: int) -> float:
+        """About how long the last of `runs` more would wait for a slot, from the speed of the last runs."""
+        behind = self._busy + len(self._queue) + runs - len(self._slots)
+        return self.seconds_per_run * max(behind, 0) / len(self._slots)
 
     def retry_after_s(self) -> float:
         """When a place is likely to be free, from the speed of the last runs."""

@@ -17,6 +17,8 @@ from modelport.errors import CallTimeout, Overloaded, UpstreamFailed
 IDLE_S = 30.0
 # Calls that wait for a connection, for each connection there may be.
 WAITING_PER_CONNECTION = 4
+# Weight of the newest turn in the running mean of the time from one turn to the next.
+_NEWEST = 0.2
 # Closing aborts, so that a turn or two of the event loop is all it takes.
 _CLOSE_S = 5.0
 
@@ -70,6 +72,9 @@ class HttpPool:
         # Connections there are or are being made; a slot passes from a closed one to the first that waits.
         self._slots = 0
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        # How long the line took from one turn to the next, lately; 0 until it is known.
+        self._turn_s = 0.0
+        self._last_turn_s: float | None = None
         self._closed = False
         self._emptied: asyncio.Event | None = None
 
@@ -84,6 +89,11 @@ class HttpPool:
     @property
     def waiting_calls(self) -> int:
         return len(self._waiting)
+
+    @property
+    def wait_s(self) -> float:
+        """About how long a call that came now would wait for a connection, judged by the turns of late."""
+        return 0.0 if self._slots < self._max_connections or self._idle else self._turn_s * (len(self._waiting) + 1)
 
     async def request(
         self, method: bytes, path: bytes, *, headers: bytes = b"", body: bytes = b"", timeouts: Timeouts
@@ -170,9 +180,18 @@ class HttpPool:
             raise
 
     async def _queue(self, patience_s: float) -> Connection | None:
-        """Wait in line for a connection, or for the right to open one (None)."""
+        """Wait in line for a connection, or for the right to open one (None).
+
+        Whoever would wait in vain is told at once: a line that grows without end answers nobody in time.
+        """
         if len(self._waiting) >= self._max_connections * WAITING_PER_CONNECTION:
-            raise self._refusal("has too many calls waiting")
+            raise self._refusal("has too many calls waiting", retry_after_s=self.wait_s)
+        if self.wait_s > patience_s:
+            raise self._refusal(
+                "has more calls waiting than it answers in time", retry_after_s=self.wait_s - patience_s
+            )
+        if not self._waiting:
+            self._last_turn_s = None
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -239,6 +258,7 @@ class HttpPool:
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
+                self._learn_pace()
                 turn.set_result(connection)
                 return
         if connection is None:
@@ -249,8 +269,16 @@ class HttpPool:
     def _free_slot(self) -> None:
         self._pass_on(None)
 
-    def _refusal(self, why: str) -> Overloaded:
-        return Overloaded(f"{self._who()} {why}", retry_after_s=1.0)
+    def _learn_pace(self) -> None:
+        """A turn was given: how long after the one before it, while there was a line all the time."""
+        now_s = asyncio.get_running_loop().time()
+        if self._last_turn_s is not None:
+            took_s = now_s - self._last_turn_s
+            self._turn_s += (took_s - self._turn_s) * _NEWEST if self._turn_s else took_s
+        self._last_turn_s = now_s
+
+    def _refusal(self, why: str, *, retry_after_s: float = 1.0) -> Overloaded:
+        return Overloaded(f"{self._who()} {why}", retry_after_s=max(retry_after_s, 1.0))
 
     def _who(self) -> str:
         return f"The model's server {self._name!r}"
