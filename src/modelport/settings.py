@@ -95,6 +95,15 @@ class LimitsSettings(_Group):
     )
 
 
+class BudgetsSettings(_Group):
+    """Money that calls may spend."""
+
+    wait_s: float = Field(
+        5.0, ge=0, description="How long a call waits for money that running calls have reserved, before it gets 429."
+    )
+    max_waiting: int = Field(512, ge=0, description="Calls per worker that wait so at one time; more get 429 at once.")
+
+
 class LogSettings(_Group):
     """What is written to standard error."""
 
@@ -223,6 +232,7 @@ class Settings(BaseSettings):
     access: AccessSettings = AccessSettings()
     metering: MeteringSettings = MeteringSettings()
     limits: LimitsSettings = LimitsSettings()
+    budgets: BudgetsSettings = BudgetsSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")

@@ -10,13 +10,17 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
+from modelport.budgets.quote import Quote
 from modelport.calls import Call, Delta, Operation, Served, Usage
 from modelport.catalog.model import Model, Target
 from modelport.catalog.rules import check_operation
 from modelport.catalog.service import Catalog
 from modelport.errors import CallCancelled, Internal, ModelNotFound, ModelportError
 from modelport.inference.admission import Admission
+from modelport.inference.cashier import PaidReservation
+from modelport.inference.ceiling import Ceiling, shorten
 from modelport.inference.interrupt import Deadlines, Interrupt
+from modelport.inference.quoting import choices, quote
 from modelport.kit.clock import Clock
 from modelport.limits.service import Reservation
 from modelport.metering.ledger import Ledger
@@ -34,6 +38,11 @@ class Plan(NamedTuple):
     model: Model
     target: Target
     served: Served
+
+    @property
+    def priced_models(self) -> tuple[str, ...]:
+        """Every model whose price may be charged for the answer; a budget reserves for the dearest."""
+        return (self.served.model,)
 
 
 class Corridor:
@@ -78,22 +87,39 @@ class Corridor:
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
 
-        Raises: ModelNotFound, BadRequest, LimitExceeded, Unauthenticated, Unavailable; nothing is held then.
+        Raises: ModelNotFound, BadRequest, LimitExceeded, BudgetExceeded, Unauthenticated, Unavailable; nothing is
+        held then.
         """
         plan = self.plan(call)
         input_tokens = await plan.target.backend.count_input(call, model=plan.target.upstream_model)
         bound = self._output_bound(call, plan.model, input_tokens)
-        reservation = await self.admission.reserve(call, secret, tokens=input_tokens + (bound or 0) * _choices(call))
+        reservation = await self.admission.reserve(
+            call,
+            secret,
+            tokens=input_tokens + (bound or 0) * choices(call),
+            quote=lambda: self._quote(call, plan, input_tokens=input_tokens, output_tokens=bound),
+        )
         try:
             served = plan.served
             event = self.ledger.open(call, model=served.model, version=served.version, backend=served.backend)
         except BaseException:
-            await self.admission.settle(reservation, tokens=0)
+            await self.admission.settle(reservation, tokens=0, cost_nanos=0)
             raise
         self.metrics.calls_in_flight += 1
         # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
         enforced = bound if not plan.model.settings.targets or plan.model.settings.max_output_tokens else None
-        return Run(self, call, plan=plan, reservation=reservation, event=event, max_output_tokens=enforced)
+        paid = reservation if type(reservation) is PaidReservation and reservation.nanos is not None else None
+        if paid is not None and paid.output_tokens is not None:
+            enforced = paid.output_tokens
+            if enforced != bound:
+                shorten(call, enforced)
+        return Run(self, call, plan=plan, reservation=reservation, paid=paid, event=event, max_output_tokens=enforced)
+
+    def _quote(self, call: Call, plan: Plan, *, input_tokens: int, output_tokens: int | None) -> Quote:
+        """What the call can cost at most, whatever answers in the end."""
+        prices = [self.prices.at(model, at_us=call.started_us) for model in plan.priced_models]
+        exact = not plan.model.settings.targets
+        return quote(call, prices, input_tokens=input_tokens, exact=exact, output_tokens=output_tokens)
 
     def _output_bound(self, call: Call, model: Model, input_tokens: int) -> int | None:
         """The most output tokens one choice can have; None where the operation has none."""
@@ -109,6 +135,7 @@ class Run:
     """One admitted call: its answer's deltas, and what came of it."""
 
     __slots__ = (
+        "_ceiling",
         "_corridor",
         "_event",
         "_max_output_tokens",
@@ -118,6 +145,7 @@ class Run:
         "error",
         "first_token_us",
         "interrupt",
+        "paid",
         "plan",
         "reservation",
         "usage",
@@ -130,9 +158,11 @@ class Run:
         *,
         plan: Plan,
         reservation: Reservation,
+        paid: PaidReservation | None,
         event: UsageEvent,
         max_output_tokens: int | None,
     ) -> None:
+        """`paid` is the reservation where a hard budget bounds what the call may cost."""
         self._corridor = corridor
         self._event = event
         self._max_output_tokens = max_output_tokens
@@ -140,6 +170,11 @@ class Run:
         self.call = call
         self.plan = plan
         self.reservation = reservation
+        self.paid = paid
+        self._ceiling: Ceiling | None = None
+        if paid is not None and paid.output_tokens is not None:
+            many = choices(call)
+            self._ceiling = Ceiling(call, output_tokens=paid.output_tokens * many, choices=many)
         self.interrupt = Interrupt(corridor.loop)
         self.usage = Usage()
         self.cost_nanos = 0
@@ -165,6 +200,14 @@ class Run:
                 if self.first_token_us is None and delta.timed:
                     self.first_token_us = self._elapsed_us()
                 yield delta
+                if self._ceiling is not None:
+                    ending = self._ceiling.ending(delta, self.usage)
+                    if ending is not None:
+                        # The upstream gave more than it was asked for, and the budget has no more: it is stopped.
+                        self._corridor.metrics.budget_action("stopped")
+                        await stream.aclose()
+                        yield ending
+                        break
         except ModelportError as error:
             self.error = error
             raise
@@ -195,14 +238,14 @@ class Run:
         try:
             if self.error is not None:
                 await stream.aclose()
-            await self._corridor.admission.settle(self.reservation, tokens=tokens)
+            await self._corridor.admission.settle(self.reservation, tokens=tokens, cost_nanos=self.cost_nanos)
         except asyncio.CancelledError:
             await asyncio.shield(asyncio.create_task(self._finish(stream, tokens)))
             raise
 
     async def _finish(self, stream: AsyncGenerator[Delta], tokens: int) -> None:
         await stream.aclose()
-        await self._corridor.admission.settle(self.reservation, tokens=tokens)
+        await self._corridor.admission.settle(self.reservation, tokens=tokens, cost_nanos=self.cost_nanos)
 
     def _charge(self) -> None:
         """Price what was produced and close the call's record."""
@@ -219,6 +262,9 @@ class Run:
                 latency_us=latency_us,
                 discount_basis_points=call.caller.discount_basis_points,
             )
+            if self.paid is not None and self.paid.nanos is not None:
+                # What a budget did not reserve is not charged, whatever an upstream says it used.
+                self.cost_nanos = min(self.cost_nanos, self.paid.nanos)
         status = self.error.status if self.error is not None else 200
         self._corridor.metrics.call_ended(
             call.endpoint,
@@ -246,10 +292,3 @@ class Run:
 
     def _elapsed_us(self) -> int:
         return int((self._corridor.clock.monotonic_s() - self.call.started_s) * 1_000_000)
-
-
-def _choices(call: Call) -> int:
-    """How many answers were asked for, each with a bound of its own."""
-    prompts = getattr(call.request, "prompt", None)
-    many = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
-    return (getattr(call.request, "n", None) or 1) * many

@@ -125,6 +125,12 @@ class Metrics:
             registry=registry,
         )
         self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
+        self._budget_actions = Counter(
+            "modelport_budget_actions",
+            "Calls that budgets waited for, refused, shortened, or stopped at their ceiling.",
+            ["action"],
+            registry=registry,
+        )
         self._tallies: dict[tuple[str, str], _Calls] = {}
         # A plain number that the gauge is set from: it changes twice a call and is read every few seconds.
         self.calls_in_flight = 0
@@ -218,6 +224,10 @@ class Metrics:
     def refused(self, code: str) -> None:
         """Count a call that was turned away; `code` is an error's."""
         self._child(self._refusals, code).inc()
+
+    def budget_action(self, action: str) -> None:
+        """Count what a budget did to a call: `waited`, `refused`, `shortened` or `stopped`."""
+        self._child(self._budget_actions, action).inc()
 
     def queue_depth(self, model: str, waiting: int) -> None:
         """How many calls wait for the model's engine in this process."""
