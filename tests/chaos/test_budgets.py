@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.budget_calls import CONFIG, Key, chat, key_budget, look, spent, usage_of
+from tests.budget_calls import CONFIG, Key, chat, key_budget, look, new_key, spent, usage_of
 from tests.campaign import rounds
 from tests.services import Service
 from tests.serving import Server
@@ -140,6 +140,34 @@ async def test_a_redis_that_loses_its_memory_under_load_overshoots_nothing(
         await wait_until(settled, "all is in the record, and nothing is held for it any more", timeout_s=60)
         assert spent(server, budget) <= Decimal("0.30")
         assert seen.cost_usd <= usage_of(server, key)
+
+
+async def test_while_postgres_is_away_budgets_go_on_and_all_is_in_the_record_later(
+    tmp_path: Path, postgres_service: Service
+) -> None:
+    environment = {"MODELPORT_DATABASE__URL": postgres_service.url}
+    with Server(tmp_path, config=CONFIG, env=environment, workers=2) as server:
+        key, budget = key_budget(server, "0.0006")
+        other = new_key(server)
+        # Often enough that both workers know the keys.
+        for _ in range(20):
+            chat(server, key, "[[tokens:1]]", max_tokens=1)
+            chat(server, other)
+        before = spent(server, budget)
+        postgres_service.stop()
+        outcomes = Counter(chat(server, key).status for _ in range(24))
+        assert set(outcomes) == {200, 429}, "spent in the middle of the outage, and not before"
+        assert chat(server, other).status == 200
+        postgres_service.start()
+
+        def recorded() -> bool:
+            try:
+                return before < usage_of(server, key) == spent(server, budget)
+            except (AssertionError, OSError):
+                return False
+
+        await wait_until(recorded, "the record has caught up", timeout_s=60)
+        assert spent(server, budget) <= Decimal("0.0006")
 
 
 class _clients:
