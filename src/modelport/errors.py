@@ -142,6 +142,8 @@ class QuotaExceeded(ModelportError):
 
 class BudgetExceeded(QuotaExceeded):
     status, code, type = 402, "budget_exceeded", "budget_exceeded"
+    # The fence `keys` as the take read it that was refused: by a budget that may have been changed meanwhile.
+    fence = 0
 
     def as_quota(self) -> QuotaExceeded:
         """The same in OpenAI's words."""

@@ -16,9 +16,10 @@ from modelport.budgets.quote import PARTS, Quote, Rate
 from modelport.budgets.rules import purse_at
 from modelport.budgets.service import MAX_BUDGETS, BudgetService
 from modelport.budgets.treasury import Treasury
-from modelport.calls import Budget, Call, Operation
+from modelport.calls import Budget, Call, Limits, Operation
 from modelport.db.engine import Database
 from modelport.errors import BudgetExceeded, Conflict, LimitExceeded, NotFound, PermissionDenied, Unprocessable
+from modelport.inference.admission import Admission
 from modelport.inference.cashier import Cashier, PaidReservation
 from modelport.kit.clock import ManualClock, parse_rfc3339, rfc3339
 from modelport.kit.ids import IdSource
@@ -27,7 +28,7 @@ from modelport.observe.metrics import Metrics
 from modelport.settings import BudgetsSettings
 from modelport.state.memory import MemoryState
 from tests.store.metering import event
-from tests.store.world import Tenant, World, open_world
+from tests.store.world import ADDRESS, Tenant, World, open_world
 
 NOON = parse_rfc3339("2026-11-30T12:00:00Z")
 
@@ -272,6 +273,31 @@ class TestPurses:
         with pytest.raises(BudgetExceeded):
             await bank.pay(await bank.call(alice), 1)
 
+    async def test_a_limit_that_refuses_is_told_without_the_purses_and_takes_nothing_from_them(
+        self, bank: Bank
+    ) -> None:
+        alice = await bank.world.tenant("Alice", limits=Limits(requests_per_minute=1))
+        budget = (await bank.budget(alice)).budget
+        await bank.pay(await bank.call(alice), 100)
+        with pytest.raises(LimitExceeded) as refused:
+            await bank.pay(await bank.call(alice), 100)
+        assert refused.value.type == "requests"
+        assert [level.bucket.name for level in refused.value.levels] == ["rpm"]  # type: ignore[attr-defined]
+        standing = await bank.budgets.get(alice.caller, budget.id)
+        assert (standing.spent_nanos, standing.reserved_nanos) == (100, 0)
+
+    async def test_a_reservation_shows_the_limits_and_knows_what_is_left(self, bank: Bank) -> None:
+        alice = await bank.world.tenant("Alice", limits=Limits(requests_per_minute=5, tokens_per_minute=1_000))
+        await bank.budget(alice)
+        quote = Quote((Rate(0, 10 * PARTS),), output_tokens=200)
+        paid = await bank.cashier.reserve(await bank.call(alice), tokens=250, quote=quote)
+        assert isinstance(paid, PaidReservation)
+        assert (paid.output_tokens, paid.nanos) == (100, 1_000), "as long as the budget pays for"
+        assert [(level.bucket.name, level.remaining) for level in paid.levels] == [("rpm", 4), ("tpm", 1_000 - 150)]
+        assert (paid.left_nanos(), paid.left_nanos(300)) == (0, 700)
+        await bank.cashier.settle(paid, tokens=60, cost_nanos=300)
+        assert [level.remaining for level in await bank.world.limiter.levels(alice.caller)] == [4, 940]
+
     async def test_many_first_calls_ask_the_record_once(self, bank: Bank) -> None:
         alice = await bank.world.tenant("Alice")
         await bank.budget(alice, hard_limit_usd="0.00001")
@@ -340,3 +366,50 @@ class TestTelling:
         assert sum(await asyncio.gather(*(mark(7) for _ in range(6)))) == 1
         assert await mark(8)
         assert not await mark(8)
+
+
+class TestAdmission:
+    """The fence has moved and no message has come yet: a cached caller's budgets are read again all the same."""
+
+    async def test_a_budget_made_while_a_call_was_on_its_way_holds_for_it(self, bank: Bank) -> None:
+        alice = await bank.world.tenant("Alice", limits=Limits(requests_per_minute=9))
+        call = await bank.call(alice)
+        async with bank.world.ring() as ring:
+            admission = Admission(ring, bank.world.limiter, bank.cashier)
+            await ring.authenticate(alice.secret, address=ADDRESS)
+            await _unannounced(bank, alice, hard_nanos=500)
+            with pytest.raises(BudgetExceeded):
+                await admission.reserve(call, alice.secret, tokens=0, quote=lambda: _costs(501))
+            reservation = await admission.reserve(call, alice.secret, tokens=0, quote=lambda: _costs(500))
+            assert isinstance(reservation, PaidReservation)
+            assert [level.remaining for level in reservation.levels] == [8], "what was taken in vain was given back"
+
+    async def test_a_budget_raised_while_a_call_was_on_its_way_lets_it_through(self, bank: Bank) -> None:
+        alice = await bank.world.tenant("Alice")
+        budget = (await bank.budget(alice)).budget
+        call = await bank.call(alice)
+        async with bank.world.ring() as ring:
+            admission = Admission(ring, bank.world.limiter, bank.cashier)
+            await ring.authenticate(alice.secret, address=ADDRESS)
+            async with bank.world.db.begin() as conn:
+                values = {"hard_nanos": 2_000}
+                await store.update_budget(
+                    conn, organization_id=alice.organization_id, budget_id=budget.id, values=values
+                )
+            await bank.world.state.raise_fence("keys")
+            reservation = await admission.reserve(call, alice.secret, tokens=0, quote=lambda: _costs(1_500))
+            assert isinstance(reservation, PaidReservation)
+            await admission.settle(reservation, tokens=0, cost_nanos=1_500)
+            with pytest.raises(BudgetExceeded):
+                await admission.reserve(call, alice.secret, tokens=0, quote=lambda: _costs(501))
+
+
+async def _unannounced(bank: Bank, tenant: Tenant, *, hard_nanos: int) -> None:
+    """Make a budget, and let nobody know but by the fence."""
+    budget = Budget(
+        "budget_new", tenant.organization_id, "key", tenant.key.id, "day", soft_nanos=None, hard_nanos=hard_nanos,
+        created_us=bank.clock.now_us(),
+    )  # fmt: skip
+    async with bank.world.db.begin() as conn:
+        await store.insert_budget(conn, budget=budget)
+    await bank.world.state.raise_fence("keys")

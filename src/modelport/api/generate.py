@@ -89,7 +89,8 @@ async def stream(exchange: Exchange, run: Run) -> None:
         first = await anext(deltas, None)
         if first is None:
             raise UpstreamFailed("The model ended without an answer.")
-        await exchange.start_stream([*served_headers(exchange, run), *budget_headers(run)])
+        headers = served_headers(exchange, run)
+        await exchange.start_stream(headers if run.paid is None else headers + budget_headers(run))
         await exchange.send(first.raw)
         await _pass_on(exchange, deltas)
         last = DONE
@@ -155,7 +156,8 @@ def served_headers(exchange: Exchange, run: Run) -> Headers:
 
 def cost_headers(exchange: Exchange, run: Run) -> Headers:
     """What the answer cost, and what it left."""
-    return [(b"x-cost-usd", format_usd(run.cost_nanos).encode()), *budget_headers(run, ended=True)]
+    cost = [(b"x-cost-usd", format_usd(run.cost_nanos).encode())]
+    return cost if run.paid is None else cost + budget_headers(run, ended=True)
 
 
 def budget_headers(run: Run, *, ended: bool = False) -> Headers:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from modelport.access.keyring import KeyRing
 from modelport.budgets.quote import Quote
 from modelport.calls import Call, Caller
-from modelport.errors import ModelportError, PermissionDenied
+from modelport.errors import BudgetExceeded, ModelportError, PermissionDenied
 from modelport.inference.cashier import Cashier, PaidReservation
 from modelport.limits.service import Limiter, Reservation
 
@@ -48,7 +48,12 @@ class Admission:
             if not asked.budgets:
                 reservation = await self._limiter.reserve(call.id, asked, tokens=tokens)
             else:
-                reservation = await self._cashier.reserve(call, tokens=tokens, quote=quote())
+                try:
+                    reservation = await self._cashier.reserve(call, tokens=tokens, quote=quote())
+                except BudgetExceeded as error:
+                    if not await self._may_ask_again(call, secret, error.fence):
+                        raise
+                    continue
             try:
                 call.caller = caller = await self._keyring.confirm(secret, asked, reservation.fence)
             except BaseException:
@@ -58,6 +63,12 @@ class Admission:
                 return reservation
             # A budget was made or changed while this call was on its way: it is held to what is true now.
             await self._limiter.release(reservation)
+
+    async def _may_ask_again(self, call: Call, secret: str, fence: int) -> bool:
+        """Whether the budget that refused the call has been changed by the time it did, for instance raised."""
+        asked = call.caller
+        call.caller = await self._keyring.confirm(secret, asked, fence)
+        return call.caller.budgets != asked.budgets
 
     async def settle(self, reservation: Reservation, *, tokens: int, cost_nanos: int) -> None:
         """Correct the reservation to what was used. Idempotent; never raises for a lost state."""

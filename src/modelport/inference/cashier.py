@@ -100,7 +100,7 @@ class Cashier:
                     continue
                 verdict, bound = rules.fit(quote, levels)
                 if verdict is Fit.SPENT:
-                    raise self._spent(purses, levels, quote)
+                    raise self._spent(purses, levels, quote, fence=taken.fence)
                 if verdict is Fit.WAIT:
                     bound = quote.output_tokens
                     place = place or self._queue_up(_scarcest(purses, levels)[0])
@@ -131,11 +131,15 @@ class Cashier:
         limited = any(purse.budget.hard_nanos is not None for purse in purses)
         return PaidReservation(taken, purses, nanos=quote.nanos(bound) if limited else None, output_tokens=bound)
 
-    def _spent(self, purses: Sequence[Purse], levels: Sequence[PurseLevel], quote: Quote) -> BudgetExceeded:
+    def _spent(
+        self, purses: Sequence[Purse], levels: Sequence[PurseLevel], quote: Quote, *, fence: int
+    ) -> BudgetExceeded:
         self._metrics.budget_action("refused")
         purse, left_nanos = _scarcest(purses, levels)
         self._treasury.reached(purse)
-        return rules.refusal(purse.budget, purse.end_us, left_nanos=left_nanos, needed_nanos=quote.least_nanos)
+        error = rules.refusal(purse.budget, purse.end_us, left_nanos=left_nanos, needed_nanos=quote.least_nanos)
+        error.fence = fence
+        return error
 
     def _queue_up(self, purse: Purse) -> Place:
         """A place among the calls that wait for the purse. Raises: LimitExceeded when too many wait already."""
