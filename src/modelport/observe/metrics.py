@@ -90,6 +90,7 @@ class Metrics:
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
         self._describe_calls(registry)
         self._describe_backends(registry)
+        self._describe_routing(registry)
         self._describe_process(registry)
 
     def _describe_calls(self, registry: CollectorRegistry) -> None:
@@ -146,6 +147,29 @@ class Metrics:
             ["model"],
             buckets=_BATCH_SIZES,
             registry=registry,
+        )
+
+    def _describe_routing(self, registry: CollectorRegistry) -> None:
+        self._attempts = Counter(
+            "modelport_attempts", "Attempts at targets, by how they ended: ok, cancelled, broken or why they failed.", ["upstream", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._retries = Counter(
+            "modelport_retries", "Attempts that followed a failed one, by why that failed.", ["cause"],
+            registry=registry,
+        )  # fmt: skip
+        self._fallbacks = Counter(
+            "modelport_fallbacks", "Calls that another model answered, by why.", ["model", "cause"], registry=registry
+        )
+        self._hedges = Counter(
+            "modelport_hedges", "Second attempts for speed, by which of the two answered.", ["upstream", "winner"],
+            registry=registry,
+        )  # fmt: skip
+        self._circuit = Gauge(
+            "modelport_circuit_state",
+            "0: closed, 1: half-open, 2: open; the worst of all workers.",
+            ["upstream", "model"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
 
     def _describe_process(self, registry: CollectorRegistry) -> None:
@@ -218,6 +242,26 @@ class Metrics:
     def refused(self, code: str) -> None:
         """Count a call that was turned away; `code` is an error's."""
         self._child(self._refusals, code).inc()
+
+    def attempted(self, upstream: str, outcome: str) -> None:
+        """Count one attempt at a target of `upstream` (empty: a local model)."""
+        self._child(self._attempts, upstream or "local", outcome).inc()
+
+    def retried(self, cause: str) -> None:
+        """Count an attempt that follows one that failed because of `cause`."""
+        self._child(self._retries, cause).inc()
+
+    def fell_back(self, model: str, cause: str) -> None:
+        """Count a call to `model` that another model answered."""
+        self._child(self._fallbacks, model, cause).inc()
+
+    def hedged(self, upstream: str, winner: str) -> None:
+        """Count a second attempt beside a slow one at `upstream`; `winner` is `first`, `second` or `none`."""
+        self._child(self._hedges, upstream or "local", winner).inc()
+
+    def circuit_state(self, upstream: str, model: str, state: int) -> None:
+        """Show the state of one target's breaker."""
+        self._child(self._circuit, upstream, model).set(state)
 
     def queue_depth(self, model: str, waiting: int) -> None:
         """How many calls wait for the model's engine in this process."""
