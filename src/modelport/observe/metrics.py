@@ -151,7 +151,8 @@ class Metrics:
 
     def _describe_routing(self, registry: CollectorRegistry) -> None:
         self._attempts = Counter(
-            "modelport_attempts", "Attempts at targets, by how they ended: ok, cancelled, broken or why they failed.", ["upstream", "outcome"], registry=registry,
+            "modelport_attempts", "Attempts by how they ended: ok, cancelled, broken, or why they failed.",
+            ["upstream", "outcome"], registry=registry,
         )  # fmt: skip
         self._retries = Counter(
             "modelport_retries", "Attempts that followed a failed one, by why that failed.", ["cause"],
