@@ -90,8 +90,9 @@ def _wrong_type(stream: bool) -> Step:
     return raw(head(content_type="text/html", content_length=len(page)) + page)
 
 
-def _garbage_body(stream: bool) -> Step:
-    return stream_answer([EVENTS[0], b"data: {gar\xff\xfebage\n\n"]) if stream else json_answer(b'{"choices": [gar')
+def _garbage_body(stream: bool, *, after: int) -> Step:
+    garbage = b"data: {gar\xff\xfebage\n\n"
+    return stream_answer([*EVENTS[:after], garbage]) if stream else json_answer(b'{"choices": [gar')
 
 
 def _dripping(stream: bool) -> Step:
@@ -122,7 +123,9 @@ BEHAVIOURS: dict[str, Make] = {
     "drop": lambda *_: drop(),
     "reset": lambda *_: drop(reset=True),
     "no_http": lambda *_: raw(b"\xff\xfe what is this \r\n\r\n", close=True),
-    "garbage": lambda stream, _: _garbage_body(stream),
+    "garbage": lambda stream, _: _garbage_body(stream, after=2),
+    # Behind a piece that only tells the role.
+    "garbage_before_output": lambda stream, _: _garbage_body(stream, after=1),
     "wrong_type": lambda stream, _: _wrong_type(stream),
     "empty": lambda stream, _: stream_answer([b"data: [DONE]\n\n"]) if stream else json_answer(b""),
     "error_event": lambda stream, _: _error_event(stream),

@@ -66,6 +66,7 @@ class Patience(NamedTuple):
     connect_s: float | None = None
     queue_s: float | None = None
     first_token_s: float | None = None
+    answer_s: float | None = None
     between_tokens_s: float | None = None
     total_s: float | None = None
 

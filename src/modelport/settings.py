@@ -203,7 +203,8 @@ class TimeoutSettings(_Group):
 
     connect_s: float | None = Field(None, gt=0, description="For a connection (upstreams).")
     queue_s: float | None = Field(None, gt=0, description="For a free connection when all are taken (upstreams).")
-    first_token_s: float | None = Field(None, gt=0, description="For the first piece of output, of each attempt.")
+    first_token_s: float | None = Field(None, gt=0, description="For an attempt's first piece of output, in a stream.")
+    answer_s: float | None = Field(None, gt=0, description="For an attempt's whole answer, where it does not stream.")
     between_tokens_s: float | None = Field(None, gt=0, description="In the middle of an answer (upstreams).")
     total_s: float | None = Field(None, gt=0, description="For the whole call, every attempt and pause included.")
 

@@ -72,6 +72,7 @@ TABLE: dict[tuple[str, str], Route] = {
     ("DELETE", "/v1/api_keys/{key_id}"): Route("keys", "/v1/api_keys/{key}", stranger=404),
     ("GET", "/v1/usage"): Route("usage:read"),
     ("GET", "/v1/requests/{call_id}"): Route("usage:read", "/v1/requests/{call}", stranger=404),
+    ("GET", "/v1/admin/circuits"): Route("admin"),
     ("GET", "/errors/{code}"): Route(None, "/errors/timeout"),
     **{("GET", path): Route() for path in ("/livez", "/readyz", "/health", "/metrics", "/llms.txt", "/openapi.json")},
     **{("GET", path): Route() for path in ("/docs", "/redoc", "/static/redoc.js")},

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelport import errors
+from modelport.backends.protocol import Target
 from modelport.backends.sandbox import SandboxBackend
 from modelport.calls import Patience
 from modelport.errors import BadRequest, ModelportError, UpstreamRejected
 from modelport.routing.breaker import Breaker, BreakerRules, Outcome
 from modelport.routing.configured import fallbacks_of, policy_of
-from modelport.routing.model import Candidate, Cause, Policy, Route
+from modelport.routing.model import Candidate, Cause, Leg, Policy, Route
 from modelport.routing.override import apply_override, parse_override
-from modelport.routing.plan import MAX_ATTEMPTS, Itinerary, Leg, order
+from modelport.routing.plan import MAX_ATTEMPTS, Itinerary, order
 from modelport.routing.retry import RetryRatio, backoff_s, cause_of, may_go_elsewhere, may_repeat, outcome_of
 from modelport.routing.split import weighted_order
 from modelport.routing.stats import MIN_SAMPLES, STALE_S, Pulse
@@ -31,7 +32,8 @@ BACKEND = SandboxBackend()
 
 def candidate(name: str, *, weight: int = 1, price: int = 0, local: bool = False) -> Candidate:
     breaker = None if local else Breaker(BreakerRules())
-    return Candidate(BACKEND, Pulse("" if local else name, "m", breaker), weight, price)
+    upstream = "" if local else name
+    return Candidate(Target(BACKEND, "m", upstream, weight), Pulse(upstream, "m", breaker), price)
 
 
 def route(*candidates: Candidate, policy: Policy | None = None, **fallbacks: tuple[str, ...]) -> Route:

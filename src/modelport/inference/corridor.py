@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import NamedTuple
 
-from modelport.calls import Call, Delta, Operation, Served, Usage
-from modelport.catalog.model import Model, Target
-from modelport.catalog.rules import check_operation
+from modelport.calls import Call, Delta, Usage
 from modelport.catalog.service import Catalog
-from modelport.errors import CallCancelled, Internal, ModelNotFound, ModelportError
+from modelport.errors import CallCancelled, Internal, ModelportError
 from modelport.inference.admission import Admission
+from modelport.inference.attempts import Attempts, Dispatcher
 from modelport.inference.interrupt import Deadlines, Interrupt
+from modelport.inference.planning import Plan, Planner
 from modelport.kit.clock import Clock
 from modelport.limits.service import Reservation
 from modelport.metering.ledger import Ledger
 from modelport.metering.model import UsageEvent
 from modelport.metering.prices import PriceBook
 from modelport.observe.metrics import Metrics
+from modelport.routing.service import Router
 from modelport.settings import LimitsSettings
 
 SCOPE = "inference"
-
-
-class Plan(NamedTuple):
-    """What will answer a call."""
-
-    model: Model
-    target: Target
-    served: Served
+_SHARED_DEADLINES = 64
 
 
 class Corridor:
@@ -49,7 +42,7 @@ class Corridor:
         metrics: Metrics,
         clock: Clock,
         limits: LimitsSettings,
-        sandbox: Target,
+        router: Router,
         call_timeout_s: float,
     ) -> None:
         self.catalog = catalog
@@ -58,51 +51,55 @@ class Corridor:
         self.prices = prices
         self.metrics = metrics
         self.clock = clock
-        self._limits = limits
-        self._sandbox = sandbox
+        self.router = router
+        self.dispatcher = Dispatcher(
+            Planner(catalog, router, clock=clock, limits=limits), router, metrics=metrics, clock=clock
+        )
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop, timeout_s=call_timeout_s)
+        self._deadlines: dict[float, Deadlines] = {}
 
     def plan(self, call: Call) -> Plan:
-        """Which target answers. Raises: ModelNotFound, BadRequest."""
-        model, version = self.catalog.get(call.model, version=call.version)
-        if not call.caller.may_use(model.id):
-            raise ModelNotFound(f"The model {call.model!r} does not exist or is not open to this key.", param="model")
-        check_operation(model, call.operation)
-        target = version.targets[0]
-        if call.caller.mode == "test" and model.settings.targets:
-            # A test key never spends an upstream's money: the sandbox answers in the model's name.
-            target = self._sandbox
-        return Plan(model, target, Served(model.id, version.id, target.backend.kind, target.upstream_model))
+        """Which target is asked first. Raises: ModelNotFound, BadRequest, CircuitOpen."""
+        return self.dispatcher.planner.plan(call)
 
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
 
         Raises: ModelNotFound, BadRequest, LimitExceeded, Unauthenticated, Unavailable; nothing is held then.
         """
-        plan = self.plan(call)
-        input_tokens = await plan.target.backend.count_input(call, model=plan.target.upstream_model)
-        bound = self._output_bound(call, plan.model, input_tokens)
+        requested = call.model
+        attempts = Attempts(self.dispatcher, call, self.plan(call))
+        input_tokens = await attempts.count_input()
+        bound = attempts.bound_output(input_tokens)
         reservation = await self.admission.reserve(call, secret, tokens=input_tokens + (bound or 0) * _choices(call))
         try:
-            served = plan.served
+            served = attempts.plan.served
             event = self.ledger.open(call, model=served.model, version=served.version, backend=served.backend)
         except BaseException:
             await self.admission.settle(reservation, tokens=0)
             raise
         self.metrics.calls_in_flight += 1
-        # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
-        enforced = bound if not plan.model.settings.targets or plan.model.settings.max_output_tokens else None
-        return Run(self, call, plan=plan, reservation=reservation, event=event, max_output_tokens=enforced)
+        return Run(self, call, requested=requested, attempts=attempts, reservation=reservation, event=event)
 
-    def _output_bound(self, call: Call, model: Model, input_tokens: int) -> int | None:
-        """The most output tokens one choice can have; None where the operation has none."""
-        if call.operation not in (Operation.CHAT, Operation.COMPLETION):
-            return None
-        asked: int | None = call.request.output_bound
-        bound = asked or model.settings.max_output_tokens or self._limits.default_output_tokens
-        context = model.settings.context_tokens
-        return bound if context is None else max(min(bound, context - input_tokens), 1)
+    def interrupt_of(self, attempts: Attempts) -> Interrupt:
+        """What stops a call from outside: at its route's deadline, or the one of all calls."""
+        policy = attempts.plan.policy
+        deadlines = self.deadlines
+        if policy.patience is not None and policy.patience.total_s is not None:
+            deadlines = self._deadlines_of(policy.patience.total_s)
+        return Interrupt(self.loop, deadlines=deadlines, drain_s=policy.drain_s)
+
+    def _deadlines_of(self, total_s: float) -> Deadlines:
+        if total_s >= self.deadlines.timeout_s:
+            return self.deadlines
+        found = self._deadlines.get(total_s)
+        if found is None:
+            found = Deadlines(self.loop, timeout_s=total_s)
+            # Callers may ask for any number of seconds; beyond a few different ones, each call has a timer of its own.
+            if len(self._deadlines) < _SHARED_DEADLINES:
+                self._deadlines[total_s] = found
+        return found
 
 
 class Run:
@@ -111,14 +108,15 @@ class Run:
     __slots__ = (
         "_corridor",
         "_event",
-        "_max_output_tokens",
         "_settled",
+        "_stream",
+        "attempts",
         "call",
         "cost_nanos",
         "error",
         "first_token_us",
         "interrupt",
-        "plan",
+        "requested",
         "reservation",
         "usage",
     )
@@ -128,43 +126,68 @@ class Run:
         corridor: Corridor,
         call: Call,
         *,
-        plan: Plan,
+        requested: str,
+        attempts: Attempts,
         reservation: Reservation,
         event: UsageEvent,
-        max_output_tokens: int | None,
     ) -> None:
+        """`requested` is the model as the caller named it; `call.model` is the one that answers."""
         self._corridor = corridor
         self._event = event
-        self._max_output_tokens = max_output_tokens
+        self._stream: AsyncGenerator[Delta] | None = None
         self._settled = False
         self.call = call
-        self.plan = plan
+        self.requested = requested
+        self.attempts = attempts
         self.reservation = reservation
-        self.interrupt = Interrupt(corridor.loop)
+        self.interrupt = corridor.interrupt_of(attempts)
         self.usage = Usage()
         self.cost_nanos = 0
         self.error: ModelportError | None = None
         self.first_token_us: int | None = None
 
+    @property
+    def plan(self) -> Plan:
+        """What answers, as far as it is known by now: it can change until the first delta."""
+        return self.attempts.plan
+
     async def deltas(self) -> AsyncGenerator[Delta]:
         """The answer's pieces, then the settlement.
 
-        Settled however the stream ends: finished, failed upstream, out of time, or dropped by a client that hung up.
-        What was produced until then is charged. No database connection is held while the model runs.
+        An attempt that fails before a piece of it was yielded is followed by the next one, as the route says. Settled
+        however the stream ends: finished, failed upstream, out of time, or dropped by a client that hung up. What was
+        produced until then is charged. No database connection is held while the model runs.
 
         Raises: ModelportError, CallCancelled and CallTimeout for an interrupt among them.
         """
-        target = self.plan.target
-        stream = target.backend.stream(
-            self.call, model=target.upstream_model, max_output_tokens=self._max_output_tokens
-        )
+        attempts, given = self.attempts, False
         try:
-            async for delta in stream:
-                if delta.usage is not None:
-                    self.usage = delta.usage
-                if self.first_token_us is None and delta.timed:
-                    self.first_token_us = self._elapsed_us()
-                yield delta
+            while True:
+                # Where somebody else could still answer, an opening without output is not worth to be bound by.
+                hold, held = attempts.holds_back, list[Delta]()
+                try:
+                    self._stream = await attempts.begin()
+                    async for delta in self._stream:
+                        if delta.usage is not None:
+                            self.usage = delta.usage
+                        if self.first_token_us is None:
+                            if delta.timed:
+                                self.first_token_us = self._elapsed_us()
+                                attempts.began()
+                            elif hold or not delta.raw:
+                                held.append(delta)
+                                continue
+                        given = True
+                        while held:
+                            yield held.pop(0)
+                        yield delta
+                    while held:
+                        yield held.pop(0)
+                    return
+                except ModelportError as error:
+                    if given or not await attempts.go_on(error):
+                        raise
+                    self.usage = Usage()
         except ModelportError as error:
             self.error = error
             raise
@@ -180,9 +203,9 @@ class Run:
             self.error = Internal()
             raise
         finally:
-            await self._settle(stream)
+            await self._settle(self._stream)
 
-    async def _settle(self, stream: AsyncGenerator[Delta]) -> None:
+    async def _settle(self, stream: AsyncGenerator[Delta] | None) -> None:
         """Charge, give back, and stop the engine; the charge first, since it can't be cancelled.
 
         A cancellation that arrives meanwhile does not stop it.
@@ -193,20 +216,26 @@ class Run:
         self._charge()
         tokens = self.usage.input_tokens + self.usage.output_tokens
         try:
-            if self.error is not None:
+            if self.error is not None and stream is not None:
                 await stream.aclose()
             await self._corridor.admission.settle(self.reservation, tokens=tokens)
         except asyncio.CancelledError:
             await asyncio.shield(asyncio.create_task(self._finish(stream, tokens)))
             raise
 
-    async def _finish(self, stream: AsyncGenerator[Delta], tokens: int) -> None:
-        await stream.aclose()
+    async def _finish(self, stream: AsyncGenerator[Delta] | None, tokens: int) -> None:
+        if stream is not None:
+            await stream.aclose()
         await self._corridor.admission.settle(self.reservation, tokens=tokens)
 
     def _charge(self) -> None:
         """Price what was produced and close the call's record."""
-        call, served, usage = self.call, self.plan.served, self.usage
+        attempts, interrupt = self.attempts, self.interrupt
+        attempts.end(self.error, in_time=self.error is None or self.error is not interrupt.error)
+        if self.error is None and interrupt.gone:
+            # Read on to its end for a client that is gone: charged in full, and told as what it was.
+            self.error = CallCancelled()
+        call, served, usage = self.call, attempts.plan.served, self.usage
         latency_us = self._elapsed_us()
         price_id: str | None = None
         # A failure on our side or the upstream's is free; a client that hung up pays for what was produced.
@@ -242,6 +271,9 @@ class Run:
         event.price_id = price_id
         event.latency_us = latency_us
         event.first_token_us = self.first_token_us
+        if attempts.records is not None:
+            event.model, event.version, event.backend = served.model, served.version, served.backend
+            event.attempts = attempts.receipt()
         self._corridor.ledger.close(event)
 
     def _elapsed_us(self) -> int:

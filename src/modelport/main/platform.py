@@ -9,14 +9,15 @@ from typing import Protocol, TypeVar
 from modelport.access.keyring import KeyRing
 from modelport.access.service import KeyService
 from modelport.api.platform import Platform
+from modelport.backends.protocol import Target
 from modelport.backends.sandbox import SandboxBackend
 from modelport.catalog.configured import all_models
 from modelport.catalog.handover import Places
-from modelport.catalog.model import Target
 from modelport.catalog.service import Catalog
 from modelport.db.engine import open_database
 from modelport.inference.admission import Admission
 from modelport.inference.corridor import Corridor
+from modelport.inference.routes import build_routes
 from modelport.kit.clock import SystemClock
 from modelport.kit.ids import IdSource
 from modelport.limits.service import Limiter
@@ -25,6 +26,7 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
 from modelport.observe.metrics import process_metrics
+from modelport.routing.service import Router
 from modelport.settings import Settings
 from modelport.state.open import open_state
 
@@ -73,8 +75,12 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         stack.push_async_callback(ledger.close_all)
         limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
         admission = Admission(keyring, limiter)
-        sandbox = SandboxBackend()
         catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
+        routes = build_routes(settings, catalog.models.values(), sandbox=Target(SandboxBackend(), "sandbox"))
+        router = await _run(
+            stack,
+            Router(routes.live, state, played=routes.played, clock=clock, metrics=metrics, settings=settings.routing),
+        )
         corridor = Corridor(
             catalog=catalog,
             admission=admission,
@@ -83,7 +89,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             metrics=metrics,
             clock=clock,
             limits=settings.limits,
-            sandbox=Target(sandbox, "sandbox"),
+            router=router,
             call_timeout_s=settings.server.call_timeout_s,
         )
         yield Platform(

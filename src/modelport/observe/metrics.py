@@ -83,7 +83,10 @@ class _Calls:
 
 
 class Metrics:
-    """Every metric of one process. Concurrency: `call_ended` and `render` on the event loop, the rest in any thread."""
+    """Every metric of one process.
+
+    Concurrency: `call_ended`, `attempted` and `render` on the event loop, the rest in any thread.
+    """
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -154,12 +157,16 @@ class Metrics:
             "modelport_attempts", "Attempts by how they ended: ok, cancelled, broken, or why they failed.",
             ["upstream", "outcome"], registry=registry,
         )  # fmt: skip
+        self._attempt_counts: dict[tuple[str, str], int] = {}
         self._retries = Counter(
             "modelport_retries", "Attempts that followed a failed one, by why that failed.", ["cause"],
             registry=registry,
         )  # fmt: skip
         self._fallbacks = Counter(
-            "modelport_fallbacks", "Calls that another model answered, by why.", ["model", "cause"], registry=registry
+            "modelport_fallbacks",
+            "Calls for which another model was asked, by why.",
+            ["model", "cause"],
+            registry=registry,
         )
         self._hedges = Counter(
             "modelport_hedges", "Second attempts for speed, by which of the two answered.", ["upstream", "winner"],
@@ -219,7 +226,10 @@ class Metrics:
         calls.cached_tokens += usage.cached_tokens
 
     def hand_over(self) -> None:
-        """Tell Prometheus of the calls since the last time."""
+        """Tell Prometheus of the calls and attempts since the last time."""
+        for (upstream, outcome), count in self._attempt_counts.items():
+            self._child(self._attempts, upstream or "local", outcome).inc(count)
+        self._attempt_counts.clear()
         for (endpoint, model), calls in self._tallies.items():
             if not calls.statuses:
                 continue
@@ -246,14 +256,15 @@ class Metrics:
 
     def attempted(self, upstream: str, outcome: str) -> None:
         """Count one attempt at a target of `upstream` (empty: a local model)."""
-        self._child(self._attempts, upstream or "local", outcome).inc()
+        key = (upstream, outcome)
+        self._attempt_counts[key] = self._attempt_counts.get(key, 0) + 1
 
     def retried(self, cause: str) -> None:
         """Count an attempt that follows one that failed because of `cause`."""
         self._child(self._retries, cause).inc()
 
     def fell_back(self, model: str, cause: str) -> None:
-        """Count a call to `model` that another model answered."""
+        """Count a call to `model` for which another one is asked."""
         self._child(self._fallbacks, model, cause).inc()
 
     def hedged(self, upstream: str, winner: str) -> None:

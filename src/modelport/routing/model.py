@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
-from modelport.backends.protocol import Backend
+from modelport.backends.protocol import Target
 from modelport.calls import Patience
 from modelport.routing.stats import Pulse
 from modelport.settings import Strategy
@@ -63,12 +64,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A target of a route. `price_nanos` is what tokens of it cost the operator, to compare with others';
-    `first_token_s` its upstream's own patience."""
+    """A target of a route, with what is known of it.
 
-    backend: Backend
+    `price_nanos` is what tokens of it cost the operator, to compare with others'; `first_token_s` its upstream's own
+    patience.
+    """
+
+    target: Target
     pulse: Pulse
-    weight: int = 1
     price_nanos: int = 0
     first_token_s: float | None = None
 
@@ -98,3 +101,14 @@ class Route:
         if found is None and cause not in (Cause.REJECTED, Cause.CONTEXT, Cause.CONTENT_POLICY):
             found = self.fallbacks.get(Cause.FAILED)
         return found or ()
+
+
+class Leg(NamedTuple):
+    """One attempt to make, after a wait. `why` is what the attempt before it failed of; `fallback` why another model
+    than the one that was asked for is to answer, None while it is the same."""
+
+    route: Route
+    candidate: Candidate
+    wait_s: float = 0.0
+    why: Cause | None = None
+    fallback: Cause | None = None

@@ -1,6 +1,6 @@
 """What a call asks of its own routing: one header (or one member of `metadata`), read and applied. Pure.
 
-    x-modelport-route: strategy=lowest_latency, attempts=1, fallback=?0, hedge=?0, first_token_s=2, total_s=20
+    x-modelport-route: strategy=lowest_latency, attempts=1, fallback=?0, first_token_s=2, answer_s=9, total_s=20
 
 A call may choose how the targets of its route are tried; it can ask for none outside of it, for no more attempts and
 no longer patience than the operator gives.
@@ -24,7 +24,8 @@ HEADER = "x-modelport-route"
 METADATA = "modelport_route"
 MAX_LENGTH = 200
 _STRATEGIES = typing.get_args(Strategy)
-_WORDS = "strategy, attempts, fallback, hedge, first_token_s, total_s"
+_TIMES = ("first_token_s", "answer_s", "total_s")
+_WORDS = ", ".join(("strategy", "attempts", "fallback", "hedge", *_TIMES))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Override:
     fallback: bool | None = None
     hedge: bool | None = None
     first_token_s: float | None = None
+    answer_s: float | None = None
     total_s: float | None = None
 
 
@@ -53,7 +55,7 @@ def parse_override(text: str) -> Override:
             found[name] = _strategy(value)
         elif name == "attempts":
             found[name] = _count(name, value)
-        elif name in ("first_token_s", "total_s"):
+        elif name in _TIMES:
             found[name] = _number(name, value)
         else:
             raise _wrong(f"there is no {name[:40]!r}; it has {_WORDS}")
@@ -78,13 +80,13 @@ def apply_override(policy: Policy, asked: Override, route: Route) -> Policy:
 def _groups(asked: Override) -> list[str]:
     """The settings of `overrides` that are needed."""
     names = [name for name in ("strategy", "attempts", "fallback", "hedge") if getattr(asked, name) is not None]
-    if asked.first_token_s is not None or asked.total_s is not None:
+    if any(getattr(asked, name) is not None for name in _TIMES):
         names.append("timeouts")
     return names
 
 
 def _patience(policy: Policy, asked: Override, route: Route) -> Patience | None:
-    if asked.first_token_s is None and asked.total_s is None:
+    if all(getattr(asked, name) is None for name in _TIMES):
         return policy.patience
     patience = policy.patience or Patience()
     # Where the route leaves it to the upstreams' rows, the most patient of them is still the operator's bound.
@@ -92,6 +94,7 @@ def _patience(policy: Policy, asked: Override, route: Route) -> Patience | None:
     first_s = patience.first_token_s if patience.first_token_s is not None else max(rows, default=None)
     return patience._replace(
         first_token_s=_smaller(asked.first_token_s, first_s) if asked.first_token_s else patience.first_token_s,
+        answer_s=_smaller(asked.answer_s, patience.answer_s),
         total_s=_smaller(asked.total_s, patience.total_s),
     )
 

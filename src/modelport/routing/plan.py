@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from modelport.routing.breaker import Gate
-from modelport.routing.model import Candidate, Cause, Policy, Route
+from modelport.routing.model import Candidate, Cause, Leg, Policy, Route
 from modelport.routing.retry import RetryRatio, backoff_s, may_go_elsewhere, may_repeat
 from modelport.routing.split import Draw, weighted_order
 
@@ -30,9 +29,9 @@ def _by_strategy(candidates: Sequence[Candidate], policy: Policy, now_s: float, 
     if policy.strategy == "priority":
         return list(candidates)
     # Ties are broken as the weights say, by a sort that keeps the order of what is equal.
-    drawn = [candidates[index] for index in weighted_order([candidate.weight for candidate in candidates], draw)]
+    drawn = [candidates[index] for index in weighted_order([candidate.target.weight for candidate in candidates], draw)]
     if policy.strategy == "least_outstanding":
-        return sorted(drawn, key=lambda candidate: candidate.pulse.outstanding / max(candidate.weight, 1))
+        return sorted(drawn, key=lambda candidate: candidate.pulse.outstanding / max(candidate.target.weight, 1))
     if policy.strategy == "cheapest":
         return sorted(drawn, key=lambda candidate: candidate.price_nanos)
     if policy.strategy == "lowest_latency":
@@ -57,18 +56,6 @@ def is_shut(candidate: Candidate, now_s: float) -> bool:
     """Whether its breaker turns calls away now."""
     breaker = candidate.pulse.breaker
     return breaker is not None and breaker.gate(now_s) is Gate.SHUT
-
-
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One attempt to make, after a wait. `why` is what the attempt before it failed of; `fallback` why another model
-    than the one that was asked for answers, None while it is the same."""
-
-    route: Route
-    candidate: Candidate
-    wait_s: float = 0.0
-    why: Cause | None = None
-    fallback: Cause | None = None
 
 
 class Itinerary:
@@ -134,11 +121,12 @@ class Itinerary:
         if candidate in self._left:
             self._left.remove(candidate)
 
-    def second(self, now_s: float) -> Candidate | None:
-        """The candidate that would be next, if another may be tried."""
-        if self._spent >= self._attempts or self._total >= MAX_ATTEMPTS:
+    def second(self, first: Candidate, now_s: float) -> Candidate | None:
+        """Who is asked beside `first`, which is slow: who would be next, else the same once more; None where no
+        further attempt may be made."""
+        if self._spent >= self._attempts or self._total >= MAX_ATTEMPTS or now_s >= self._latest_s:
             return None
-        return next((candidate for candidate in self._left if not is_shut(candidate, now_s)), None)
+        return next((candidate for candidate in self._left if not is_shut(candidate, now_s)), first)
 
     def after(self, candidate: Candidate, cause: Cause, *, now_s: float) -> Leg | None:
         """What to try after `candidate` failed because of `cause`; None when the failure is the call's."""
@@ -146,7 +134,7 @@ class Itinerary:
             return None
         if may_go_elsewhere(cause):
             # A local engine that failed is not asked again: nothing lies between it and us that could have failed.
-            if may_repeat(cause) and candidate.pulse.breaker is not None:
+            if may_repeat(cause) and candidate.pulse.upstream:
                 self._tried.append(candidate)
             leg = self._untried(now_s, cause) or self._repeat(cause, now_s)
             if leg is not None:
