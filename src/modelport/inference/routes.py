@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
 from modelport.backends.protocol import Target
+from modelport.backends.sandbox import SandboxBackend
 from modelport.catalog.model import Model, Version
+from modelport.catalog.service import Catalog
+from modelport.kit.clock import Clock
 from modelport.metering.prices import listed_rates
+from modelport.observe.metrics import Metrics
 from modelport.routing.breaker import Breaker
 from modelport.routing.configured import comparable_nanos, fallbacks_of, policy_of, rules_of
 from modelport.routing.model import Candidate, Route
+from modelport.routing.service import Router
 from modelport.routing.stats import Pulse
 from modelport.settings import Settings, TargetSettings, UpstreamSettings
+from modelport.state.protocol import State
 
 
-class Routes(NamedTuple):
-    """Every version's route, and those that test keys take instead."""
+def build_router(settings: Settings, catalog: Catalog, state: State, *, clock: Clock, metrics: Metrics) -> Router:
+    """The router of every version of every model, not started.
 
-    live: list[Route]
-    played: list[Route]
-
-
-def build_routes(settings: Settings, models: Iterable[Model], *, sandbox: Target) -> Routes:
-    """A test key never spends an upstream's money: the sandbox plays its part, in the model's name."""
-    makers = _Candidates(settings)
-    routes = Routes([], [])
-    for model in models:
+    A test key never spends an upstream's money: the sandbox plays its part, in the model's name.
+    """
+    candidates = _Candidates(settings)
+    sandbox = Target(SandboxBackend(), "sandbox")
+    played_by = (Candidate(sandbox, Pulse("", sandbox.upstream_model, None)),)
+    routes, played = [], []
+    for model in catalog.models.values():
         policy, fallbacks = policy_of(model.settings), fallbacks_of(model.settings)
         for version in model.versions.values():
-            routes.live.append(Route(model.id, version.id, makers.of(model, version), policy, fallbacks))
+            routes.append(Route(model.id, version.id, candidates.of(model, version), policy, fallbacks))
             if model.settings.targets:
-                played = (Candidate(sandbox, Pulse("", sandbox.upstream_model, None)),)
-                routes.played.append(Route(model.id, version.id, played, policy, fallbacks))
-    return routes
+                played.append(Route(model.id, version.id, played_by, policy, fallbacks))
+    return Router(routes, state, played=played, clock=clock, metrics=metrics, settings=settings.routing)
 
 
 class _Candidates:

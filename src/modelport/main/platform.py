@@ -9,15 +9,13 @@ from typing import Protocol, TypeVar
 from modelport.access.keyring import KeyRing
 from modelport.access.service import KeyService
 from modelport.api.platform import Platform
-from modelport.backends.protocol import Target
-from modelport.backends.sandbox import SandboxBackend
 from modelport.catalog.configured import all_models
 from modelport.catalog.handover import Places
 from modelport.catalog.service import Catalog
 from modelport.db.engine import open_database
 from modelport.inference.admission import Admission
 from modelport.inference.corridor import Corridor
-from modelport.inference.routes import build_routes
+from modelport.inference.routes import build_router
 from modelport.kit.clock import SystemClock
 from modelport.kit.ids import IdSource
 from modelport.limits.service import Limiter
@@ -26,7 +24,6 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
 from modelport.observe.metrics import process_metrics
-from modelport.routing.service import Router
 from modelport.settings import Settings
 from modelport.state.open import open_state
 
@@ -76,11 +73,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
         admission = Admission(keyring, limiter)
         catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
-        routes = build_routes(settings, catalog.models.values(), sandbox=Target(SandboxBackend(), "sandbox"))
-        router = await _run(
-            stack,
-            Router(routes.live, state, played=routes.played, clock=clock, metrics=metrics, settings=settings.routing),
-        )
+        router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
         corridor = Corridor(
             catalog=catalog,
             admission=admission,
