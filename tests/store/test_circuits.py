@@ -34,6 +34,7 @@ class Process:
 
     router: Router
     pulse: Pulse
+    clock: ManualClock
     changes: list[CircuitChange] = field(default_factory=list)
 
     @property
@@ -45,7 +46,7 @@ class Process:
         number = self.router.enter(self.pulse)
         if number < 0:
             number = await self.router.enter_guarded(self.pulse)
-        self.router.leave(self.pulse, outcome, number=number, latency_s=0.0)
+        self.router.leave(self.pulse, outcome, number, 0.0, self.clock.monotonic_s())
 
     async def fail(self) -> None:
         """Enough to open the circuit."""
@@ -74,7 +75,7 @@ class World:
         )
         await router.start()
         self.stack.push_async_callback(router.close)
-        return Process(router, pulse, changes)
+        return Process(router, pulse, self.clock, changes)
 
 
 @pytest.fixture(params=KINDS)
@@ -113,7 +114,7 @@ async def test_one_probes_for_all(world: World) -> None:
         await one.router.enter_guarded(one.pulse)
     with pytest.raises(CircuitOpen):
         await two.router.enter_guarded(two.pulse)
-    two.router.leave(two.pulse, Outcome.GOOD, number=number, latency_s=0.0)
+    two.router.leave(two.pulse, Outcome.GOOD, number, 0.0, world.clock.monotonic_s())
     assert two.state is BreakerState.CLOSED
     await wait_until(lambda: one.state is BreakerState.CLOSED, "the other one has heard of it")
     await one.call(Outcome.GOOD)

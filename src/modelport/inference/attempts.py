@@ -19,7 +19,7 @@ from modelport.inference.planning import Plan, Planner
 from modelport.kit.clock import Clock
 from modelport.metering.model import Attempt
 from modelport.observe.metrics import Metrics
-from modelport.routing.breaker import Outcome
+from modelport.routing.breaker import GOOD, Outcome
 from modelport.routing.model import Cause, Leg
 from modelport.routing.plan import Itinerary
 from modelport.routing.retry import cause_of, outcome_of
@@ -36,7 +36,7 @@ class Try:
 
     __slots__ = ("began_s", "ended", "leg", "number", "started_s")
 
-    def __init__(self, leg: Leg, *, number: int, started_s: float) -> None:
+    def __init__(self, leg: Leg, number: int, started_s: float) -> None:
         self.leg = leg
         self.number = number
         self.started_s = started_s
@@ -48,6 +48,8 @@ class Try:
 class Dispatcher:
     """What the attempts of every call are made with. One per process."""
 
+    __slots__ = ("clock", "metrics", "planner", "router")
+
     def __init__(self, planner: Planner, router: Router, *, metrics: Metrics, clock: Clock) -> None:
         self.planner = planner
         self.router = router
@@ -58,17 +60,16 @@ class Dispatcher:
 class Attempts:
     """One call's. Concurrency: used by the one task that runs the call."""
 
-    __slots__ = ("_bound", "_call", "_current", "_desk", "_itinerary", "_leg", "count", "plan", "records")
+    __slots__ = ("_bound", "_call", "_current", "_desk", "_itinerary", "count", "plan", "records")
 
     def __init__(self, desk: Dispatcher, call: Call, plan: Plan) -> None:
         self._desk = desk
         self._call = call
-        self._leg = plan.leg
-        self._itinerary: Itinerary | None = plan.itinerary
+        self._itinerary = plan.itinerary
         self._current: Try | None = None
-        self.plan = plan
         # The most output tokens that were reserved for an answer; None where it has none.
         self._bound: int | None = None
+        self.plan = plan
         self.count = 0
         # Every attempt that has ended, where there was more than one or another model is asked; else nothing.
         self.records: list[Attempt] | None = None
@@ -78,30 +79,25 @@ class Attempts:
     @property
     def fallback(self) -> Cause | None:
         """Why another model than the one that was asked for answers."""
-        return self._leg.fallback
+        return self.plan.leg.fallback
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether pieces without model output wait for the first with some, so that somebody else may still answer."""
-        return self.plan.leg.route.has_choice
-
-    async def count_input(self) -> int:
-        """Input tokens of the call, as the first target that can tell counts them; those before it are passed over.
+    async def count_elsewhere(self, error: ModelportError) -> int:
+        """Input tokens of the call as the next target counts them that can; the first one could not, with `error`.
 
         Raises: BadRequest, Unavailable.
         """
-        while True:
+        while await self.go_on(error):
             target = self.plan.target
             try:
                 return await target.backend.count_input(self._call, model=target.upstream_model)
-            except ModelportError as error:
-                if not await self.go_on(error):
-                    raise
+            except ModelportError as another:
+                error = another
+        raise error
 
     def bound_output(self, input_tokens: int) -> int | None:
         """The most output tokens that one choice of the answer can have, from now on; None where it has none."""
-        self._bound = self._desk.planner.output_bound(self._call, self.plan.model, input_tokens)
-        return self._bound
+        self._bound = bound = self._desk.planner.output_bound(self._call, self.plan.model, input_tokens)
+        return bound
 
     def receipt(self) -> list[Attempt] | None:
         """What each attempt was, in the order in which they began; None where the usage event says it all."""
@@ -110,46 +106,66 @@ class Attempts:
             return None
         return sorted(records, key=lambda attempt: attempt.started_us)
 
+    def start(self) -> Stream | None:
+        """Begin the attempt that is due: its answer's pieces. None where that takes more; then `begin` does it.
+
+        Raises what the target's backend raises before it begins.
+        """
+        plan = self.plan
+        if not plan.simple:
+            return None
+        number = self._desk.router.enter(plan.leg.candidate.pulse)
+        return None if number < 0 else self._open(plan.leg, number)
+
     async def begin(self) -> Stream:
-        """Begin the attempt that is due: its answer's pieces.
+        """Begin the attempt that is due, after its wait, as a probe or with a rival where it is to have one.
 
         Raises: CircuitOpen, and what the target's backend raises before it begins.
         """
-        leg = self._leg
+        leg = self.plan.leg
         if leg.wait_s:
             await asyncio.sleep(leg.wait_s)
         router, pulse = self._desk.router, leg.candidate.pulse
         number = router.enter(pulse)
-        stream = self._start(leg, number if number >= 0 else await router.enter_guarded(pulse))
+        if number < 0:
+            number = await router.enter_guarded(pulse)
+        stream = self._timed(leg, self._open(leg, number))
         hedge = self.plan.policy.hedge
         if hedge is None or leg.fallback is not None:
             return stream
-        after_s = hedge.after_s
-        if hedge.quantile is not None:
-            after_s = leg.candidate.pulse.quantile_s(hedge.quantile)
+        after_s = hedge.after_s if hedge.quantile is None else pulse.quantile_s(hedge.quantile)
         return stream if after_s is None else self._hedged(stream, after_s)
 
-    def began(self) -> None:
+    def began(self, now_s: float) -> None:
         """The current attempt's output begins now."""
         if self._current is not None:
-            self._current.began_s = self._desk.clock.monotonic_s()
+            self._current.began_s = now_s
 
-    def end(self, error: ModelportError | None, *, in_time: bool = True) -> None:
+    def end(self, error: ModelportError | None, now_s: float, *, in_time: bool = True) -> None:
         """The call is over, and its current attempt with it. Idempotent.
 
         `in_time` is false where the call's own deadline ended it, which is no fault of a target that had begun.
         """
         current = self._current
-        if current is not None:
-            late = not in_time and current.began_s is not None
-            if late or isinstance(error, CallCancelled):
-                self._close(current, error, Outcome.NEUTRAL, "cancelled")
-            else:
-                self._end(current, error)
+        if current is None:
+            return
+        if error is None and self.records is None:
+            # Nearly every call ends here, so it is spared the general way.
+            self._current = None
+            pulse, began_s = current.leg.candidate.pulse, current.began_s
+            latency_s = (now_s if began_s is None else began_s) - current.started_s
+            self._desk.router.leave(pulse, GOOD, current.number, latency_s, now_s)
+            self._desk.metrics.attempted(pulse.upstream, "ok")
+        elif error is None:
+            self._close(current, None, GOOD, "ok", now_s)
+        elif isinstance(error, CallCancelled) or not (in_time or current.began_s is None):
+            self._close(current, error, Outcome.NEUTRAL, "cancelled", now_s)
+        else:
+            self._fail(current, error, now_s)
 
     async def go_on(self, error: ModelportError) -> bool:
         """After an attempt failed and nothing of it was passed on: whether `begin` has another one to begin."""
-        desk, leg = self._desk, self._leg
+        desk, leg = self._desk, self.plan.leg
         cause = cause_of(error)
         now_s = desk.clock.monotonic_s()
         if cause is Cause.RATE_LIMIT and error.retry_after_s:
@@ -160,7 +176,7 @@ class Attempts:
         if self.records is None:
             self.records = []
         if self._current is not None:
-            self._end(self._current, error)
+            self._fail(self._current, error, now_s)
         desk.metrics.retried(cause.value)
         _log.info(
             "attempt_failed",
@@ -176,15 +192,15 @@ class Attempts:
     def _trip(self) -> Itinerary:
         """What else there is to try; made when the only target of a route has failed."""
         if self._itinerary is None:
-            self._itinerary = self._desk.planner.itinerary(self._call, self.plan.leg.route, self.plan.policy)
-            self._itinerary.begun(self._leg.candidate)
+            leg = self.plan.leg
+            self._itinerary = self._desk.planner.itinerary(self._call, leg.route, self.plan.policy)
+            self._itinerary.begun(leg.candidate)
         return self._itinerary
 
     def _move(self, leg: Leg) -> None:
         """Have `leg` be the next attempt, and the plan say so."""
-        before, self._leg = self._leg, leg
         planner = self._desk.planner
-        if leg.route is not before.route:
+        if leg.route is not self.plan.leg.route:
             self._fell_back(leg)
             self._bound = planner.bound_of(leg.route, self._call, most=self._bound)
         self.plan = planner.replan(self.plan, leg)
@@ -197,16 +213,18 @@ class Attempts:
         self._call.model = leg.route.model
         self._call.patience = leg.route.policy.patience
 
-    def _start(self, leg: Leg, number: int) -> Stream:
-        call, candidate = self._call, leg.candidate
-        self._current = Try(leg, number=number, started_s=self._desk.clock.monotonic_s())
+    def _open(self, leg: Leg, number: int) -> Stream:
+        self._current = Try(leg, number, self._desk.clock.monotonic_s())
         self.count += 1
-        target = candidate.target
-        bound = self._desk.planner.imposed(leg.route, self._bound)
-        stream = target.backend.stream(call, model=target.upstream_model, max_output_tokens=bound)
-        patience = call.patience
-        if patience is None or candidate.pulse.upstream:
-            # Upstreams' connections keep these times by themselves, without a layer around every piece.
+        target = leg.candidate.target
+        bound = self._bound if self.plan.imposes else None
+        return target.backend.stream(self._call, model=target.upstream_model, max_output_tokens=bound)
+
+    def _timed(self, leg: Leg, stream: Stream) -> Stream:
+        """A local engine's stream within the route's times. Upstreams' connections keep them by themselves, without a
+        layer around every piece."""
+        call, patience = self._call, self._call.patience
+        if patience is None or leg.candidate.pulse.upstream:
             return stream
         limit_s = patience.first_token_s if call.stream else patience.answer_s
         return stream if limit_s is None else within(stream, limit_s, whole=not call.stream)
@@ -214,8 +232,7 @@ class Attempts:
     async def _hedged(self, stream: Stream, after_s: float) -> Stream:
         """The answer of whoever begins first: the current attempt, or a second one that begins `after_s` later."""
         assert self._current is not None
-        tries = [self._current]
-        streams = [stream]
+        tries, streams, won = [self._current], [stream], "none"
 
         def second() -> Stream | None:
             other = self._second(tries[0])
@@ -225,19 +242,16 @@ class Attempts:
             return other
 
         def failed(index: int, error: ModelportError) -> None:
-            self._end(tries[index], error)
+            self._fail(tries[index], error, self._desk.clock.monotonic_s())
             self._current = tries[1 - index]
             self._move(self._current.leg)
 
-        won = "none"
         try:
             winner, pieces = await race(stream, after_s=after_s, second=second, failed=failed)
             won = ("first", "second")[winner]
             self._current = tries[winner]
-            self._move(tries[winner].leg)
-            for loser in tries:
-                if loser is not tries[winner] and not loser.ended:
-                    self._close(loser, None, Outcome.NEUTRAL, "cancelled", code=_LOST)
+            self._move(self._current.leg)
+            self._drop_all_but_current(tries)
             for delta in pieces:
                 yield delta
             async for delta in streams[winner]:
@@ -245,14 +259,12 @@ class Attempts:
         finally:
             if len(tries) > 1:
                 self._desk.metrics.hedged(tries[0].leg.candidate.pulse.upstream, won)
-            for one in tries:
-                if one is not self._current and not one.ended:
-                    self._close(one, None, Outcome.NEUTRAL, "cancelled", code=_LOST)
-            for one_stream in streams:
-                await one_stream.aclose()
+            self._drop_all_but_current(tries)
+            for begun in streams:
+                await begun.aclose()
 
     def _second(self, first: Try) -> Stream | None:
-        """A second attempt, at another target where there is one; None where it may not be made."""
+        """A second attempt, at another target where there is one; None where it may not, or can't, be made."""
         desk, now_s = self._desk, self._desk.clock.monotonic_s()
         trip = self._trip()
         candidate = trip.second(first.leg.candidate, now_s)
@@ -265,17 +277,35 @@ class Attempts:
         trip.begun(candidate)
         if self.records is None:
             self.records = []
-        return self._start(first.leg._replace(candidate=candidate, wait_s=0.0, why=Cause.HEDGE), number)
+        leg = first.leg._replace(candidate=candidate, wait_s=0.0, why=Cause.HEDGE)
+        try:
+            return self._timed(leg, self._open(leg, number))
+        except ModelportError as error:
+            # The first one goes on as if nothing had been tried.
+            if self._current is not None:
+                self._fail(self._current, error, now_s)
+            self._current = first
+            return None
 
-    def _end(self, current: Try, error: ModelportError | None) -> None:
-        if error is None:
-            self._close(current, None, Outcome.GOOD, "ok")
-            return
+    def _drop_all_but_current(self, tries: list[Try]) -> None:
+        now_s = self._desk.clock.monotonic_s()
+        for one in tries:
+            if one is not self._current:
+                self._close(one, None, Outcome.NEUTRAL, "cancelled", now_s, code=_LOST)
+
+    def _fail(self, current: Try, error: ModelportError, now_s: float) -> None:
         cause = cause_of(error)
-        self._close(current, error, outcome_of(cause), cause.value if current.began_s is None else "broken")
+        self._close(current, error, outcome_of(cause), cause.value if current.began_s is None else "broken", now_s)
 
     def _close(
-        self, current: Try, error: ModelportError | None, outcome: Outcome, word: str, *, code: str | None = None
+        self,
+        current: Try,
+        error: ModelportError | None,
+        outcome: Outcome,
+        word: str,
+        now_s: float,
+        *,
+        code: str | None = None,
     ) -> None:
         """Tell everybody how an attempt ended, once."""
         if current.ended:
@@ -283,29 +313,28 @@ class Attempts:
         current.ended = True
         if current is self._current:
             self._current = None
-        desk, leg = self._desk, current.leg
-        now_s = desk.clock.monotonic_s()
-        began_s = current.began_s
+        pulse, began_s = current.leg.candidate.pulse, current.began_s
         latency_s = (now_s if began_s is None else began_s) - current.started_s
-        desk.router.leave(leg.candidate.pulse, outcome, number=current.number, latency_s=latency_s)
-        desk.metrics.attempted(leg.candidate.pulse.upstream, word)
-        if self.records is None:
-            return
-        target, call = leg.candidate.target, self._call
-        self.records.append(
-            Attempt(
-                model=leg.route.model,
-                version=leg.route.version,
-                backend=target.backend.kind,
-                upstream=target.upstream,
-                upstream_model=target.upstream_model,
-                status=CallCancelled.status if code else 200 if error is None else error.status,
-                error_code=code or (None if error is None else error.code[:80]),
-                started_us=call.started_us + _us(current.started_s - call.started_s),
-                latency_us=_us(now_s - current.started_s),
-                first_token_us=None if began_s is None else _us(began_s - current.started_s),
-                why=None if leg.why is None else leg.why.value,
-            )
+        self._desk.router.leave(pulse, outcome, current.number, latency_s, now_s)
+        self._desk.metrics.attempted(pulse.upstream, word)
+        if self.records is not None:
+            self.records.append(self._record(current, error, code, now_s))
+
+    def _record(self, current: Try, error: ModelportError | None, code: str | None, now_s: float) -> Attempt:
+        leg, call, began_s = current.leg, self._call, current.began_s
+        target = leg.candidate.target
+        return Attempt(
+            model=leg.route.model,
+            version=leg.route.version,
+            backend=target.backend.kind,
+            upstream=target.upstream,
+            upstream_model=target.upstream_model,
+            status=CallCancelled.status if code else 200 if error is None else error.status,
+            error_code=code or (None if error is None else error.code[:80]),
+            started_us=call.started_us + _us(current.started_s - call.started_s),
+            latency_us=_us(now_s - current.started_s),
+            first_token_us=None if began_s is None else _us(began_s - current.started_s),
+            why=None if leg.why is None else leg.why.value,
         )
 
 

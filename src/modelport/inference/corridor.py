@@ -14,7 +14,7 @@ from modelport.catalog.service import Catalog
 from modelport.errors import CallCancelled, Internal, ModelportError
 from modelport.inference.admission import Admission
 from modelport.inference.attempts import Attempts, Dispatcher
-from modelport.inference.interrupt import Deadlines, Interrupt
+from modelport.inference.interrupt import Deadlines, Interrupt, PatientInterrupt
 from modelport.inference.planning import Plan, Planner
 from modelport.kit.clock import Clock
 from modelport.limits.service import Reservation
@@ -22,6 +22,7 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.model import UsageEvent
 from modelport.metering.prices import PriceBook
 from modelport.observe.metrics import Metrics
+from modelport.routing.model import Policy
 from modelport.routing.service import Router
 from modelport.settings import LimitsSettings
 
@@ -69,8 +70,12 @@ class Corridor:
         Raises: ModelNotFound, BadRequest, LimitExceeded, Unauthenticated, Unavailable; nothing is held then.
         """
         requested = call.model
-        attempts = Attempts(self.dispatcher, call, self.plan(call))
-        input_tokens = await attempts.count_input()
+        plan = self.plan(call)
+        attempts = Attempts(self.dispatcher, call, plan)
+        try:
+            input_tokens = await plan.target.backend.count_input(call, model=plan.target.upstream_model)
+        except ModelportError as error:
+            input_tokens = await attempts.count_elsewhere(error)
         bound = attempts.bound_output(input_tokens)
         reservation = await self.admission.reserve(call, secret, tokens=input_tokens + (bound or 0) * _choices(call))
         try:
@@ -82,13 +87,14 @@ class Corridor:
         self.metrics.calls_in_flight += 1
         return Run(self, call, requested=requested, attempts=attempts, reservation=reservation, event=event)
 
-    def interrupt_of(self, attempts: Attempts) -> Interrupt:
+    def interrupt_of(self, policy: Policy) -> Interrupt:
         """What stops a call from outside: at its route's deadline, or the one of all calls."""
-        policy = attempts.plan.policy
         deadlines = self.deadlines
         if policy.patience is not None and policy.patience.total_s is not None:
             deadlines = self._deadlines_of(policy.patience.total_s)
-        return Interrupt(self.loop, deadlines=deadlines, drain_s=policy.drain_s)
+        if policy.drain_s:
+            return PatientInterrupt(self.loop, deadlines, policy.drain_s)
+        return Interrupt(self.loop, deadlines)
 
     def _deadlines_of(self, total_s: float) -> Deadlines:
         if total_s >= self.deadlines.timeout_s:
@@ -140,7 +146,7 @@ class Run:
         self.requested = requested
         self.attempts = attempts
         self.reservation = reservation
-        self.interrupt = corridor.interrupt_of(attempts)
+        self.interrupt = corridor.interrupt_of(attempts.plan.policy)
         self.usage = Usage()
         self.cost_nanos = 0
         self.error: ModelportError | None = None
@@ -164,16 +170,18 @@ class Run:
         try:
             while True:
                 # Where somebody else could still answer, an opening without output is not worth to be bound by.
-                hold, held = attempts.holds_back, list[Delta]()
+                hold = attempts.plan.leg.route.has_choice
+                held: list[Delta] = []
                 try:
-                    self._stream = await attempts.begin()
-                    async for delta in self._stream:
+                    stream = self._stream = attempts.start() or await attempts.begin()
+                    async for delta in stream:
                         if delta.usage is not None:
                             self.usage = delta.usage
                         if self.first_token_us is None:
                             if delta.timed:
-                                self.first_token_us = self._elapsed_us()
-                                attempts.began()
+                                now_s = self._corridor.clock.monotonic_s()
+                                self.first_token_us = self._since_start_us(now_s)
+                                attempts.began(now_s)
                             elif hold or not delta.raw:
                                 held.append(delta)
                                 continue
@@ -231,12 +239,13 @@ class Run:
     def _charge(self) -> None:
         """Price what was produced and close the call's record."""
         attempts, interrupt = self.attempts, self.interrupt
-        attempts.end(self.error, in_time=self.error is None or self.error is not interrupt.error)
+        now_s = self._corridor.clock.monotonic_s()
+        attempts.end(self.error, now_s, in_time=self.error is None or self.error is not interrupt.error)
         if self.error is None and interrupt.gone:
             # Read on to its end for a client that is gone: charged in full, and told as what it was.
             self.error = CallCancelled()
         call, served, usage = self.call, attempts.plan.served, self.usage
-        latency_us = self._elapsed_us()
+        latency_us = self._since_start_us(now_s)
         price_id: str | None = None
         # A failure on our side or the upstream's is free; a client that hung up pays for what was produced.
         billable = self.error is None or isinstance(self.error, CallCancelled)
@@ -276,8 +285,8 @@ class Run:
             event.attempts = attempts.receipt()
         self._corridor.ledger.close(event)
 
-    def _elapsed_us(self) -> int:
-        return int((self._corridor.clock.monotonic_s() - self.call.started_s) * 1_000_000)
+    def _since_start_us(self, now_s: float) -> int:
+        return int((now_s - self.call.started_s) * 1_000_000)
 
 
 def _choices(call: Call) -> int:

@@ -14,22 +14,19 @@ class Interrupt:
     Concurrency: `fire` is called from the event loop (a timer, a connection's callback), never from a thread.
     """
 
-    __slots__ = ("_deadlines", "_drain_s", "_loop", "_task", "error", "gone")
+    __slots__ = ("_deadlines", "_task", "error")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, deadlines: Deadlines | None = None, drain_s: float = 0.0
-    ) -> None:
-        """`deadlines`: when the call's time is over; None: never. `drain_s`: how long it goes on without a client."""
+    # Whether the client hung up on a call that goes on without it; see `PatientInterrupt`.
+    gone = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines | None = None) -> None:
+        """`deadlines`: when the call's time is over; None: never."""
         # Asking for the running loop costs a system call each time (Python 3.11 looks whether it was forked).
         task = asyncio.current_task(loop)
         assert task is not None
         self._task: asyncio.Task[object] | None = task
-        self._loop = loop
         self._deadlines = deadlines
-        self._drain_s = drain_s
         self.error: ModelportError | None = None
-        # The client hung up.
-        self.gone = False
 
     def fire(self, error: ModelportError) -> None:
         """Stop the call with `error`. Later ones, and one after `disarm`, change nothing."""
@@ -43,12 +40,8 @@ class Interrupt:
             self._deadlines.add(self)
 
     def hang_up(self) -> None:
-        """The client is gone: stop the call, or where its answer is to be read on, stop it after that time."""
-        self.gone = True
-        if not self._drain_s:
-            self.fire(CallCancelled())
-        elif self._drain_s < math.inf:
-            self._loop.call_later(self._drain_s, self.fire, CallCancelled())
+        """The client is gone: stop the call."""
+        self.fire(CallCancelled())
 
     def claim(self) -> ModelportError | None:
         """In an `except CancelledError`: the reason, if the cancellation was ours; it is then taken back."""
@@ -62,6 +55,24 @@ class Interrupt:
         self._task = None
         if self._deadlines is not None:
             self._deadlines.remove(self)
+
+
+class PatientInterrupt(Interrupt):
+    """The same for a call whose answer is read on when its client is gone, for up to `drain_s`."""
+
+    __slots__ = ("_drain_s", "_loop", "gone")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines | None, drain_s: float) -> None:
+        super().__init__(loop, deadlines)
+        self._loop = loop
+        self._drain_s = drain_s
+        self.gone = False
+
+    def hang_up(self) -> None:
+        """The client is gone: stop the call when its time without one is over."""
+        self.gone = True
+        if self._drain_s < math.inf:
+            self._loop.call_later(self._drain_s, self.fire, CallCancelled())
 
 
 class Deadlines:

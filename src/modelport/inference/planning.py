@@ -11,20 +11,23 @@ from modelport.catalog.rules import check_operation
 from modelport.catalog.service import Catalog
 from modelport.errors import ModelNotFound
 from modelport.kit.clock import Clock
-from modelport.routing.breaker import BreakerState
+from modelport.routing.breaker import CLOSED
 from modelport.routing.model import Leg, Policy, Route
 from modelport.routing.override import apply_override, parse_override
 from modelport.routing.plan import Itinerary
 from modelport.routing.service import Router
 from modelport.settings import LimitsSettings
 
+# Names under which models are asked for, versions and aliases among them: what a platform of 1,000 models needs.
+_MOST_PLAIN = 10_000
 GENERATES = frozenset({Operation.CHAT, Operation.COMPLETION})
 
 
 class Plan(NamedTuple):
     """What will answer a call, as far as it has got: another target or model takes over when an attempt fails.
 
-    `itinerary` holds the others; None where there is one target, which has not failed.
+    `imposes`: whether the target is told the output bound that was reserved. `simple`: an attempt at it needs no wait,
+    no rival and no watch. `itinerary` holds the others; None where there is one target, which has not failed.
     """
 
     model: Model
@@ -32,6 +35,8 @@ class Plan(NamedTuple):
     served: Served
     leg: Leg
     policy: Policy
+    imposes: bool
+    simple: bool
     itinerary: Itinerary | None = None
 
 
@@ -43,34 +48,29 @@ class Planner:
         self._router = router
         self._clock = clock
         self._limits = limits
-        # By the identity of their routes, which live as long as the process.
-        self._plain: dict[int, Plan] = {}
+        # By the names that callers use for them; the catalogue does not change, so neither do these.
+        self._plain: dict[str, Plan] = {}
 
     def plan(self, call: Call) -> Plan:
         """Which target is asked first; the call is told how patient its route is.
 
         Raises: ModelNotFound, BadRequest, CircuitOpen.
         """
-        model, version = self._catalog.get(call.model, version=call.version)
-        if not call.caller.may_use(model.id):
-            raise ModelNotFound(f"The model {call.model!r} does not exist or is not open to this key.", param="model")
-        check_operation(model, call.operation)
-        route = self._router.route(model.id, version.id, mode=call.caller.mode)
-        if not call.route and len(route.candidates) == 1:
-            breaker = route.candidates[0].pulse.breaker
-            if breaker is None or breaker.state is BreakerState.CLOSED:
-                self._router.ratio.deposit()
-                if route.policy.patience is not None:
-                    _be_patient(call, route.policy.patience)
-                plain = self._plain.get(id(route))
-                if plain is None:
-                    leg = Leg(route, route.candidates[0])
-                    plain = self._plain[id(route)] = self._plan(model, leg, route.policy)
-                return plain
-        return self._chosen(call, model, route)
+        plain = self._plain.get(call.model)
+        if plain is None or not _is_plain(call):
+            return self._choose(call)
+        breaker = plain.leg.candidate.pulse.breaker
+        if breaker is not None and breaker.state is not CLOSED:
+            return self._choose(call)
+        self._check(call, plain.model)
+        self._router.ratio.deposit()
+        return plain
 
-    def _chosen(self, call: Call, model: Model, route: Route) -> Plan:
+    def _choose(self, call: Call) -> Plan:
         """The plan of a call with a choice of targets, with wishes of its own, or whose target is not well."""
+        model, version = self._catalog.get(call.model, version=call.version)
+        self._check(call, model)
+        route = self._router.route(model.id, version.id, mode=call.caller.mode)
         policy = apply_override(route.policy, parse_override(call.route), route) if call.route else route.policy
         if policy.patience is not None:
             _be_patient(call, policy.patience)
@@ -79,18 +79,29 @@ class Planner:
         if leg is None:
             raise self._router.refusal(candidate.pulse for candidate in route.candidates)
         self._router.ratio.deposit()
-        return self._plan(
-            model if leg.route is route else self._catalog.models[leg.route.model], leg, policy, itinerary
-        )
+        plan = self._plan(leg, policy, itinerary)
+        if plan.simple and len(route.candidates) == 1 and _is_plain(call) and len(self._plain) < _MOST_PLAIN:
+            self._plain[call.model] = plan._replace(itinerary=None)
+        return plan
+
+    def _check(self, call: Call, model: Model) -> None:
+        """Raises: ModelNotFound for a key that may not use it, BadRequest for what it can't do."""
+        models = call.caller.models
+        if models is not None and model.id not in models:
+            raise ModelNotFound(f"The model {call.model!r} does not exist or is not open to this key.", param="model")
+        check_operation(model, call.operation)
 
     def replan(self, plan: Plan, leg: Leg) -> Plan:
         """The plan with `leg` in the place of what was to answer."""
-        return self._plan(self._catalog.models[leg.route.model], leg, plan.policy, plan.itinerary)
+        return self._plan(leg, plan.policy, plan.itinerary)
 
-    def _plan(self, model: Model, leg: Leg, policy: Policy, itinerary: Itinerary | None = None) -> Plan:
-        target = leg.candidate.target
+    def _plan(self, leg: Leg, policy: Policy, itinerary: Itinerary | None) -> Plan:
+        model, target = self._catalog.models[leg.route.model], leg.candidate.target
         served = Served(model.id, leg.route.version, target.backend.kind, target.upstream_model)
-        return Plan(model, target, served, leg, policy, itinerary)
+        # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
+        imposes = not model.settings.targets or model.settings.max_output_tokens is not None
+        simple = policy.hedge is None and policy.patience is None and leg.fallback is None and not leg.wait_s
+        return Plan(model, target, served, leg, policy, imposes, simple, itinerary)
 
     def itinerary(self, call: Call, route: Route, policy: Policy) -> Itinerary:
         """Every attempt that may be made for the call."""
@@ -118,10 +129,10 @@ class Planner:
         own = self.output_bound(call, self._catalog.models[route.model], 0)
         return most if own is None or most is None else min(own, most)
 
-    def imposed(self, route: Route, bound: int | None) -> int | None:
-        """The bound that the target is told: an upstream keeps its own default unless the operator configured one."""
-        settings = self._catalog.models[route.model].settings
-        return bound if not settings.targets or settings.max_output_tokens else None
+
+def _is_plain(call: Call) -> bool:
+    """Whether the call asks for nothing but a model."""
+    return call.version is None and not call.route and call.caller.mode == "live"
 
 
 def _be_patient(call: Call, patience: Patience) -> None:

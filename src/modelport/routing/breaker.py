@@ -14,6 +14,7 @@ Source: M. Nygard, Release It! (circuit breaker); the rates over a sliding windo
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 # A window is counted in so many slots; calls leave it one slot at a time.
@@ -46,6 +47,10 @@ class Outcome(enum.Enum):
     NEUTRAL = "neutral"
 
 
+# Reading a member off an enum's class takes as long as three calls of a function.
+CLOSED, GOOD, _NEUTRAL = BreakerState.CLOSED, Outcome.GOOD, Outcome.NEUTRAL
+
+
 @dataclass(frozen=True, slots=True)
 class BreakerRules:
     """When a breaker opens and how it closes. `slow_call_s` None: no call is slow."""
@@ -67,11 +72,14 @@ class Breaker:
         "_calls",
         "_good_probes",
         "_newest",
+        "_newest_counts",
+        "_newest_until_s",
         "_probe_from_s",
         "_probing",
         "_slot_s",
         "_slots",
         "_slow",
+        "_slow_s",
         "generation",
         "reopens_s",
         "rules",
@@ -85,6 +93,7 @@ class Breaker:
         # When an open breaker lets a probe through.
         self.reopens_s = 0.0
         self._slot_s = rules.window_s / SLOTS
+        self._slow_s = math.inf if rules.slow_call_s is None else rules.slow_call_s
         self._good_probes = 0
         self._probing = False
         self._probe_from_s = 0.0
@@ -119,16 +128,15 @@ class Breaker:
         """Note how a call ended; true when that changed the state. Calls of an earlier generation change nothing."""
         if generation != self.generation:
             return False
-        if self.state is not BreakerState.CLOSED:
+        if self.state is not CLOSED:
             return self._record_probe(outcome, now_s)
-        if outcome is Outcome.NEUTRAL:
+        if outcome is _NEUTRAL:
             return False
-        slow_s = self.rules.slow_call_s
-        slow = slow_s is not None and latency_s > slow_s
-        counts = self._advance(now_s)
+        counts = self._newest_counts if now_s < self._newest_until_s else self._advance(now_s)
         counts[0] += 1
         self._calls += 1
-        if outcome is Outcome.GOOD and not slow:
+        slow = latency_s > self._slow_s
+        if outcome is GOOD and not slow:
             return False
         if outcome is Outcome.BAD:
             counts[1] += 1
@@ -194,6 +202,8 @@ class Breaker:
     def _forget(self) -> None:
         self._slots = [[0, 0, 0] for _ in range(SLOTS)]
         self._newest = -1
+        self._newest_counts = self._slots[0]
+        self._newest_until_s = -math.inf
         self._calls = self._bad = self._slow = 0
 
     def _advance(self, now_s: float) -> list[int]:
@@ -207,4 +217,6 @@ class Breaker:
                 self._slow -= counts[2]
                 counts[0] = counts[1] = counts[2] = 0
             self._newest = newest
-        return self._slots[self._newest % SLOTS]
+            self._newest_counts = self._slots[newest % SLOTS]
+            self._newest_until_s = (newest + 1) * self._slot_s
+        return self._newest_counts

@@ -20,7 +20,7 @@ import structlog
 from modelport.errors import StateUnavailable
 from modelport.kit.clock import Clock
 from modelport.observe.metrics import Metrics
-from modelport.routing.breaker import Breaker, BreakerState, Outcome
+from modelport.routing.breaker import Breaker, BreakerState
 from modelport.routing.stats import Pulse
 from modelport.state.protocol import State
 
@@ -113,12 +113,8 @@ class Circuits:
         self._show(pulse, breaker)
         return True
 
-    def record(self, pulse: Pulse, breaker: Breaker, outcome: Outcome, *, generation: int, latency_s: float) -> None:
-        """Note how a call ended, and have everybody hear of it when that changes the circuit."""
-        if breaker.record(outcome, self._clock.monotonic_s(), generation=generation, latency_s=latency_s):
-            self._changed(pulse, breaker)
-
-    def _changed(self, pulse: Pulse, breaker: Breaker) -> None:
+    def changed(self, pulse: Pulse, breaker: Breaker) -> None:
+        """A breaker opened or closed because of what this process saw: have everybody hear of it."""
         self._show(pulse, breaker)
         now_us = self._clock.now_us()
         opened = breaker.state is BreakerState.OPEN

@@ -90,10 +90,11 @@ class Route:
     policy: Policy = Policy()
     fallbacks: Mapping[Cause, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
-    @property
-    def has_choice(self) -> bool:
-        """Whether there is anybody else to ask."""
-        return len(self.candidates) > 1 or bool(self.fallbacks)
+    # Whether there is anybody else to ask; looked at by every call, so it is worked out once.
+    has_choice: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "has_choice", len(self.candidates) > 1 or bool(self.fallbacks))
 
     def fallbacks_for(self, cause: Cause) -> tuple[str, ...]:
         """The models to ask after `cause`. A refusal of the request itself has only those named for it."""

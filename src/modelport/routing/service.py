@@ -10,7 +10,7 @@ from modelport.calls import Mode
 from modelport.errors import CircuitOpen
 from modelport.kit.clock import Clock
 from modelport.observe.metrics import Metrics
-from modelport.routing.breaker import Breaker, BreakerState, Gate, Outcome
+from modelport.routing.breaker import CLOSED, GOOD, Breaker, BreakerState, Gate, Outcome
 from modelport.routing.circuits import CircuitChange, Circuits
 from modelport.routing.model import Policy, Route
 from modelport.routing.plan import Itinerary
@@ -92,7 +92,7 @@ class Router:
         if breaker is None:
             pulse.outstanding += 1
             return 0
-        if breaker.state is not BreakerState.CLOSED:
+        if breaker.state is not CLOSED:
             return -1
         pulse.outstanding += 1
         return breaker.generation
@@ -107,14 +107,14 @@ class Router:
         pulse.outstanding += 1
         return breaker.generation
 
-    def leave(self, pulse: Pulse, outcome: Outcome, *, number: int, latency_s: float) -> None:
+    def leave(self, pulse: Pulse, outcome: Outcome, number: int, latency_s: float, now_s: float) -> None:
         """End an attempt. `latency_s` is the time until its output began; without output, until it failed."""
         pulse.outstanding -= 1
-        if outcome is Outcome.GOOD:
-            pulse.answered(latency_s, self._clock.monotonic_s())
+        if outcome is GOOD:
+            pulse.answered(latency_s, now_s)
         breaker = pulse.breaker
-        if breaker is not None:
-            self._circuits.record(pulse, breaker, outcome, generation=number, latency_s=latency_s)
+        if breaker is not None and breaker.record(outcome, now_s, generation=number, latency_s=latency_s):
+            self._circuits.changed(pulse, breaker)
 
     def refusal(self, pulses: Iterable[Pulse]) -> CircuitOpen:
         """What a call is told when every one of these targets is left alone."""
