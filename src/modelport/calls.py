@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 Mode = Literal["live", "test"]
+BudgetScope = Literal["organization", "project", "key", "tag"]
+Period = Literal["day", "month", "total"]
 
 
 class Operation(enum.StrEnum):
@@ -41,8 +43,30 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """How much the calls of one organization, project, key or tag may cost in a period, in nano-dollars.
+
+    `target` is an id, or of a tag `name=value`. The soft limit is told of, the hard one lets nothing more through;
+    None is without one.
+    """
+
+    id: str
+    organization_id: str
+    scope: BudgetScope
+    target: str
+    period: Period
+    soft_nanos: int | None
+    hard_nanos: int | None
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: what a key or a token leads to. Immutable, so that it can be cached."""
+    """Who calls: what a key or a token leads to. Immutable, so that it can be cached.
+
+    `budgets` are all that may concern a call: the organization's, its tags', the project's and the key's. A test-mode
+    caller has none, since its calls are free.
+    """
 
     organization_id: str
     project_id: str
@@ -55,6 +79,7 @@ class Caller:
     models: frozenset[str] | None = None
     operator: bool = False
     discount_basis_points: int = 0
+    budgets: tuple[Budget, ...] = ()
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models

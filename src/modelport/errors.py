@@ -14,6 +14,7 @@
     ├── Unprocessable           422  unprocessable
     ├── LimitExceeded           429  rate_limit_exceeded        temporary: retry_after_s says when
     ├── QuotaExceeded           429  insufficient_quota         permanent until somebody pays
+    │   └── BudgetExceeded      402  budget_exceeded            the same, where clients don't expect OpenAI's code
     ├── CallCancelled           499  call_cancelled             metered only; nobody is left to read it
     ├── Internal                500  internal_error
     ├── UpstreamFailed          502  upstream_failed
@@ -138,6 +139,18 @@ class QuotaExceeded(ModelportError):
     status, code, type = 429, "insufficient_quota", "insufficient_quota"
     title = "The budget is spent"
     should_retry = False
+    # What is left of the budget, in nano-dollars, where it is known.
+    left_nanos: int | None = None
+
+
+class BudgetExceeded(QuotaExceeded):
+    status, code, type = 402, "budget_exceeded", "budget_exceeded"
+
+    def as_quota(self) -> QuotaExceeded:
+        """The same in OpenAI's words."""
+        error = QuotaExceeded(self.message)
+        error.left_nanos = self.left_nanos
+        return error
 
 
 class CallCancelled(ModelportError):

@@ -106,6 +106,15 @@ class RoutingSettings(_Group):
     retry_reserve: float = Field(50, ge=0, description="So many may be made at once before the ratio holds.")
 
 
+class BudgetsSettings(_Group):
+    """Money that calls may spend."""
+
+    wait_s: float = Field(
+        5.0, ge=0, description="How long a call waits for money that running calls have reserved, before it gets 429."
+    )
+    max_waiting: int = Field(512, ge=0, description="Calls per worker that wait so at one time; more get 429 at once.")
+
+
 class LogSettings(_Group):
     """What is written to standard error."""
 
@@ -325,6 +334,7 @@ class Settings(BaseSettings):
     metering: MeteringSettings = MeteringSettings()
     limits: LimitsSettings = LimitsSettings()
     routing: RoutingSettings = RoutingSettings()
+    budgets: BudgetsSettings = BudgetsSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")

@@ -18,7 +18,15 @@ from modelport.api.limit_headers import limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers, stream_event
 from modelport.api.wire import Headers, Wire
-from modelport.errors import BadRequest, CallCancelled, Internal, MethodNotAllowed, ModelportError, Unavailable
+from modelport.errors import (
+    BadRequest,
+    BudgetExceeded,
+    CallCancelled,
+    Internal,
+    MethodNotAllowed,
+    ModelportError,
+    Unavailable,
+)
 from modelport.observe.logs import access_line
 from modelport.observe.logs import request_id as current_request_id
 
@@ -96,6 +104,8 @@ class Edge:
             await self._fail(exchange, Internal())
 
     async def _fail(self, exchange: Exchange, error: ModelportError, *, headers: Headers | None = None) -> None:
+        if isinstance(error, BudgetExceeded) and exchange.style == "openai":
+            error = error.as_quota()
         if error.internal is not None or error.status >= 500:
             log.warning("call_error", request_id=exchange.request_id, code=error.code, internal=error.internal)
         # The class's own: an upstream's refusal brings a code of its own, and a label must not be anybody's word.

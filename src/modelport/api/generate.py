@@ -93,7 +93,7 @@ async def stream(exchange: Exchange, run: Run) -> None:
         first = await anext(deltas, None)
         if first is None:
             raise UpstreamFailed("The model ended without an answer.")
-        await exchange.start_stream(served_headers(exchange, run))
+        await exchange.start_stream([*served_headers(exchange, run), *budget_headers(run)])
         await exchange.send(first.raw)
         await _pass_on(exchange, deltas)
         last = DONE
@@ -164,4 +164,13 @@ def served_headers(exchange: Exchange, run: Run) -> Headers:
 
 
 def cost_headers(exchange: Exchange, run: Run) -> Headers:
-    return [(b"x-cost-usd", format_usd(run.cost_nanos).encode())]
+    """What the answer cost, and what it left."""
+    return [(b"x-cost-usd", format_usd(run.cost_nanos).encode()), *budget_headers(run, ended=True)]
+
+
+def budget_headers(run: Run, *, ended: bool = False) -> Headers:
+    """What further calls could spend of the tightest budget: beside this one's reservation, or once it has ended."""
+    if run.paid is None:
+        return []
+    left = run.paid.left_nanos(run.cost_nanos if ended else None)
+    return [] if left is None else [(b"x-budget-remaining-usd", format_usd(left).encode())]

@@ -45,6 +45,7 @@ class HotRoute:
     response_schema: dict[str, Any]
     stream_example: str = ""
     multipart: bool = False
+    openai: bool = True
 
 
 def build(app: FastAPI) -> dict[str, Any]:
@@ -89,7 +90,9 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"application/json": {"schema": route.response_schema, "example": route.response_example}}
     if route.stream_example:
         answer["text/event-stream"] = {"schema": {"type": "string"}, "example": route.stream_example}
-    statuses = (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504)
+    # A budget that is spent is 429 where OpenAI's SDKs expect it.
+    spent = () if route.openai else (402,)
+    statuses = (400, 401, *spent, 403, 404, 413, 415, 429, 500, 502, 503, 504)
     return {
         "operationId": route.operation_id,
         "tags": [route.tag],

@@ -35,6 +35,7 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 _BY_STATUS: dict[int, type[ModelportError]] = {
     400: tree.BadRequest,
     401: tree.Unauthenticated,
+    402: tree.BudgetExceeded,
     403: tree.PermissionDenied,
     404: tree.NotFound,
     409: tree.Conflict,

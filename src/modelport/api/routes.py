@@ -104,6 +104,7 @@ PREDICT = HotRoute(
         "latency_ms": 1.204,
     },
     response_schema=_OBJECT,
+    openai=False,
 )
 CLASSIFY = HotRoute(
     path="/v1/images/classify",
@@ -122,6 +123,7 @@ CLASSIFY = HotRoute(
     },
     response_schema=_OBJECT,
     multipart=True,
+    openai=False,
 )
 
 HOT: tuple[tuple[HotRoute, Handler], ...] = (

@@ -60,7 +60,7 @@ class Dispatcher:
 class Attempts:
     """One call's. Concurrency: used by the one task that runs the call."""
 
-    __slots__ = ("_bound", "_call", "_current", "_desk", "_itinerary", "count", "plan", "records")
+    __slots__ = ("_bound", "_call", "_current", "_desk", "_held", "_itinerary", "count", "plan", "records")
 
     def __init__(self, desk: Dispatcher, call: Call, plan: Plan) -> None:
         self._desk = desk
@@ -69,6 +69,7 @@ class Attempts:
         self._current: Try | None = None
         # The most output tokens that were reserved for an answer; None where it has none.
         self._bound: int | None = None
+        self._held = False
         self.plan = plan
         self.count = 0
         # Every attempt that has ended, where there was more than one or another model is asked; else nothing.
@@ -98,6 +99,10 @@ class Attempts:
         """The most output tokens that one choice of the answer can have, from now on; None where it has none."""
         self._bound = bound = self._desk.planner.output_bound(self._call, self.plan.model, input_tokens)
         return bound
+
+    def hold_to(self, output_tokens: int) -> None:
+        """Have whoever answers be told this bound, which is all that a budget pays for."""
+        self._bound, self._held = output_tokens, True
 
     def receipt(self) -> list[Attempt] | None:
         """What each attempt was, in the order in which they began; None where the usage event says it all."""
@@ -217,7 +222,7 @@ class Attempts:
         self._current = Try(leg, number, self._desk.clock.monotonic_s())
         self.count += 1
         target = leg.candidate.target
-        bound = self._bound if self.plan.imposes else None
+        bound = self._bound if self._held or self.plan.imposes else None
         return target.backend.stream(self._call, model=target.upstream_model, max_output_tokens=bound)
 
     def _timed(self, leg: Leg, stream: Stream) -> Stream:

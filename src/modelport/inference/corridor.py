@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+from modelport.budgets.quote import Quote
 from modelport.calls import Call, Delta, Usage
 from modelport.catalog.service import Catalog
 from modelport.errors import CallCancelled, Internal, ModelportError
 from modelport.inference.admission import Admission
 from modelport.inference.attempts import Attempts, Dispatcher
+from modelport.inference.cashier import PaidReservation
+from modelport.inference.ceiling import Ceiling, shorten
 from modelport.inference.interrupt import Deadlines, Interrupt, PatientInterrupt
 from modelport.inference.planning import Plan, Planner
+from modelport.inference.quoting import choices, quote
 from modelport.kit.clock import Clock
 from modelport.limits.service import Reservation
 from modelport.metering.ledger import Ledger
@@ -67,7 +71,8 @@ class Corridor:
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
 
-        Raises: ModelNotFound, BadRequest, LimitExceeded, Unauthenticated, Unavailable; nothing is held then.
+        Raises: ModelNotFound, BadRequest, LimitExceeded, BudgetExceeded, Unauthenticated, Unavailable; nothing is
+        held then.
         """
         requested = call.model
         plan = self.plan(call)
@@ -77,15 +82,32 @@ class Corridor:
         except ModelportError as error:
             input_tokens = await attempts.count_elsewhere(error)
         bound = attempts.bound_output(input_tokens)
-        reservation = await self.admission.reserve(call, secret, tokens=input_tokens + (bound or 0) * _choices(call))
+        reservation = await self.admission.reserve(
+            call,
+            secret,
+            tokens=input_tokens + (bound or 0) * choices(call),
+            quote=lambda: self._quote(call, attempts.plan, input_tokens=input_tokens, output_tokens=bound),
+        )
         try:
             served = attempts.plan.served
             event = self.ledger.open(call, model=served.model, version=served.version, backend=served.backend)
         except BaseException:
-            await self.admission.settle(reservation, tokens=0)
+            await self.admission.settle(reservation, tokens=0, cost_nanos=0)
             raise
         self.metrics.calls_in_flight += 1
-        return Run(self, call, requested=requested, attempts=attempts, reservation=reservation, event=event)
+        paid = reservation if type(reservation) is PaidReservation and reservation.nanos is not None else None
+        if paid is not None and paid.output_tokens is not None:
+            attempts.hold_to(paid.output_tokens)
+            if paid.output_tokens != bound:
+                shorten(call, paid.output_tokens)
+        return Run(self, call, requested=requested, attempts=attempts, reservation=reservation, paid=paid, event=event)
+
+    def _quote(self, call: Call, plan: Plan, *, input_tokens: int, output_tokens: int | None) -> Quote:
+        """What the call can cost at most, whatever answers in the end."""
+        prices = [self.prices.at(model, at_us=call.started_us) for model in plan.priced_models]
+        # A fallback may count the same text in another way.
+        exact = not plan.model.settings.targets and len(prices) == 1
+        return quote(call, prices, input_tokens=input_tokens, exact=exact, output_tokens=output_tokens)
 
     def interrupt_of(self, policy: Policy) -> Interrupt:
         """What stops a call from outside: at its route's deadline, or the one of all calls."""
@@ -112,6 +134,7 @@ class Run:
     """One admitted call: its answer's deltas, and what came of it."""
 
     __slots__ = (
+        "_ceiling",
         "_corridor",
         "_event",
         "_settled",
@@ -122,6 +145,7 @@ class Run:
         "error",
         "first_token_us",
         "interrupt",
+        "paid",
         "requested",
         "reservation",
         "usage",
@@ -135,9 +159,11 @@ class Run:
         requested: str,
         attempts: Attempts,
         reservation: Reservation,
+        paid: PaidReservation | None,
         event: UsageEvent,
     ) -> None:
-        """`requested` is the model as the caller named it; `call.model` is the one that answers."""
+        """`requested` is the model as the caller named it; `call.model` is the one that answers. `paid` is the
+        reservation where a hard budget bounds what the call may cost."""
         self._corridor = corridor
         self._event = event
         self._stream: AsyncGenerator[Delta] | None = None
@@ -146,6 +172,11 @@ class Run:
         self.requested = requested
         self.attempts = attempts
         self.reservation = reservation
+        self.paid = paid
+        self._ceiling: Ceiling | None = None
+        if paid is not None and paid.output_tokens is not None:
+            many = choices(call)
+            self._ceiling = Ceiling(call, output_tokens=paid.output_tokens * many, choices=many)
         self.interrupt = corridor.interrupt_of(attempts.plan.policy)
         self.usage = Usage()
         self.cost_nanos = 0
@@ -189,6 +220,14 @@ class Run:
                         while held:
                             yield held.pop(0)
                         yield delta
+                        if self._ceiling is not None:
+                            ending = self._ceiling.ending(delta, self.usage)
+                            if ending is not None:
+                                # The upstream gave more than it was asked for, and the budget has no more.
+                                self._corridor.metrics.budget_action("stopped")
+                                await stream.aclose()
+                                yield ending
+                                return
                     while held:
                         yield held.pop(0)
                     return
@@ -226,7 +265,7 @@ class Run:
         try:
             if self.error is not None and stream is not None:
                 await stream.aclose()
-            await self._corridor.admission.settle(self.reservation, tokens=tokens)
+            await self._corridor.admission.settle(self.reservation, tokens=tokens, cost_nanos=self.cost_nanos)
         except asyncio.CancelledError:
             await asyncio.shield(asyncio.create_task(self._finish(stream, tokens)))
             raise
@@ -234,7 +273,7 @@ class Run:
     async def _finish(self, stream: AsyncGenerator[Delta] | None, tokens: int) -> None:
         if stream is not None:
             await stream.aclose()
-        await self._corridor.admission.settle(self.reservation, tokens=tokens)
+        await self._corridor.admission.settle(self.reservation, tokens=tokens, cost_nanos=self.cost_nanos)
 
     def _charge(self) -> None:
         """Price what was produced and close the call's record."""
@@ -257,6 +296,9 @@ class Run:
                 latency_us=latency_us,
                 discount_basis_points=call.caller.discount_basis_points,
             )
+            if self.paid is not None and self.paid.nanos is not None:
+                # What a budget did not reserve is not charged, whatever an upstream says it used.
+                self.cost_nanos = min(self.cost_nanos, self.paid.nanos)
         status = self.error.status if self.error is not None else 200
         self._corridor.metrics.call_ended(
             call.endpoint,
@@ -287,10 +329,3 @@ class Run:
 
     def _since_start_us(self, now_s: float) -> int:
         return int((now_s - self.call.started_s) * 1_000_000)
-
-
-def _choices(call: Call) -> int:
-    """How many answers were asked for, each with a bound of its own."""
-    prompts = getattr(call.request, "prompt", None)
-    many = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
-    return (getattr(call.request, "n", None) or 1) * many

@@ -39,6 +39,13 @@ class Plan(NamedTuple):
     simple: bool
     itinerary: Itinerary | None = None
 
+    @property
+    def priced_models(self) -> tuple[str, ...]:
+        """Every model whose price may be charged for the answer; a budget reserves for the dearest."""
+        origin = self.leg.route if self.itinerary is None else self.itinerary.origin
+        fallbacks = origin.all_fallbacks if self.policy.fall_back else ()
+        return (self.served.model, *fallbacks)
+
 
 class Planner:
     """One per process. A call that asks for nothing special to a model with one target shares a plan made before."""

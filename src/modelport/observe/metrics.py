@@ -129,6 +129,12 @@ class Metrics:
             registry=registry,
         )
         self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
+        self._budget_actions = Counter(
+            "modelport_budget_actions",
+            "Calls that budgets waited for, refused, shortened, or stopped at their ceiling.",
+            ["action"],
+            registry=registry,
+        )
         self._tallies: dict[tuple[str, str], _Calls] = {}
         # A plain number that the gauge is set from: it changes twice a call and is read every few seconds.
         self.calls_in_flight = 0
@@ -274,6 +280,10 @@ class Metrics:
     def circuit_state(self, upstream: str, model: str, state: int) -> None:
         """Show the state of one target's breaker."""
         self._child(self._circuit, upstream, model).set(state)
+
+    def budget_action(self, action: str) -> None:
+        """Count what a budget did to a call: `waited`, `refused`, `shortened` or `stopped`."""
+        self._child(self._budget_actions, action).inc()
 
     def queue_depth(self, model: str, waiting: int) -> None:
         """How many calls wait for the model's engine in this process."""

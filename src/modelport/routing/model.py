@@ -96,6 +96,11 @@ class Route:
     def __post_init__(self) -> None:
         object.__setattr__(self, "has_choice", len(self.candidates) > 1 or bool(self.fallbacks))
 
+    @property
+    def all_fallbacks(self) -> tuple[str, ...]:
+        """Every model that may be asked, whatever the cause."""
+        return tuple(dict.fromkeys(model for models in self.fallbacks.values() for model in models))
+
     def fallbacks_for(self, cause: Cause) -> tuple[str, ...]:
         """The models to ask after `cause`. A refusal of the request itself has only those named for it."""
         found = self.fallbacks.get(cause)

@@ -72,7 +72,6 @@ class Itinerary:
         "_find",
         "_latest_s",
         "_left",
-        "_origin",
         "_policy",
         "_ratio",
         "_repeats",
@@ -81,6 +80,7 @@ class Itinerary:
         "_total",
         "_tried",
         "_visited",
+        "origin",
     )
 
     def __init__(
@@ -94,7 +94,7 @@ class Itinerary:
         draw: Draw,
     ) -> None:
         """No attempt begins after `latest_s`. `find` gives the route of a fallback model, if this call may use it."""
-        self._origin = self._route = route
+        self.origin = self._route = route
         self._policy = policy
         self._attempts = policy.attempts
         self._latest_s = latest_s
@@ -168,7 +168,7 @@ class Itinerary:
         """The first target of the next fallback model for `why`. Fallbacks of fallbacks are not followed."""
         if not self._policy.fall_back:
             return None
-        for model in self._origin.fallbacks_for(why):
+        for model in self.origin.fallbacks_for(why):
             route = None if model in self._visited else self._find(model)
             self._visited.add(model)
             if route is None:
