@@ -85,13 +85,25 @@ class Caller:
         return self.models is None or model in self.models
 
 
+class Patience(NamedTuple):
+    """How long a call's route waits for what, in seconds; None leaves it to the upstream's own row."""
+
+    connect_s: float | None = None
+    queue_s: float | None = None
+    first_token_s: float | None = None
+    answer_s: float | None = None
+    between_tokens_s: float | None = None
+    total_s: float | None = None
+
+
 @dataclass(slots=True)
 class Call:
     """One request.
 
     `fields` holds each top-level member of the body as the bytes the client sent, so that what the platform
     does not know is forwarded unchanged; `request` is the typed view of what it does know (a chat, completion,
-    embedding or predict request; see `modelport.requests`).
+    embedding or predict request; see `modelport.requests`). `route` is what the caller asked of its routing, as it
+    was sent (see `modelport.routing.override`); `patience` what the route it took says about waiting.
     """
 
     id: str
@@ -108,6 +120,8 @@ class Call:
     version: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     traceparent: str | None = None
+    route: str = ""
+    patience: Patience | None = None
 
 
 class Usage(msgspec.Struct):

@@ -18,9 +18,12 @@
     ├── CallCancelled           499  call_cancelled             metered only; nobody is left to read it
     ├── Internal                500  internal_error
     ├── UpstreamFailed          502  upstream_failed
+    │   ├── UpstreamMisconfigured 502 upstream_failed           wrong address or credentials: only its operator can help
     │   └── UpstreamRejected    4xx  upstream_rejected          the upstream's own 4xx, passed on
     ├── Unavailable             503
     │   ├── Overloaded          503  overloaded                 a bounded queue is full
+    │   │   └── UpstreamLimited 503  overloaded                 the upstream's own 429
+    │   ├── CircuitOpen         503  circuit_open               every target failed so often that it is left alone
     │   ├── ModelLoading        503  model_loading
     │   └── StateUnavailable    503  state_unavailable          limits can't be checked, so nothing is let through
     └── CallTimeout             504  timeout
@@ -166,6 +169,10 @@ class UpstreamFailed(ModelportError):
     title = "The model's server failed"
 
 
+class UpstreamMisconfigured(UpstreamFailed):
+    """Asking it again changes nothing: its operator has to look at the row that describes it."""
+
+
 class UpstreamRejected(UpstreamFailed):
     """The upstream refused the request itself with a 4xx, which is passed on with its own words."""
 
@@ -198,6 +205,15 @@ class Unavailable(ModelportError):
 class Overloaded(Unavailable):
     code = "overloaded"
     title = "The model has more to do than it can take on"
+
+
+class UpstreamLimited(Overloaded):
+    """The upstream has a limit of its own, and says when to come back."""
+
+
+class CircuitOpen(Unavailable):
+    code = "circuit_open"
+    title = "The model's servers fail so often that they are left alone for a moment"
 
 
 class ModelLoading(Unavailable):

@@ -44,7 +44,8 @@ _EXPOSED = b", ".join(
         b"x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, x-should-retry, ratelimit",
         b"ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-ratelimit-limit-requests",
         b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens",
-        b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, deprecation, sunset, link, traceparent",
+        b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, deprecation, sunset, link, traceparent, x-attempts",
+        b"x-fallback",
     ]
 )
 log = structlog.get_logger("modelport.api")

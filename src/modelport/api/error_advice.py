@@ -96,6 +96,12 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The model's queue is full. It is bounded so that calls which are let in are answered in time.",
         "Send it again after `Retry-After`. Operators: more slots (`options.slots`), more workers or another target.",
     ),
+    "circuit_open": (
+        "Every server behind the model failed so often, or was so slow, that it is left alone for a moment. Nothing "
+        "was run and nothing is charged.",
+        "Send it again after `Retry-After`: one call at a time is let through until the server is well again. "
+        "Operators: `GET /v1/admin/circuits`, the upstream's `breaker` settings, another target or a fallback.",
+    ),
     "model_loading": (
         "The model's files are still being fetched or read.",
         "Send it again after `Retry-After`. `GET /v1/models/{id}` shows how far it is.",

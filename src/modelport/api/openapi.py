@@ -18,6 +18,7 @@ _TAGS = [
     {"name": "Models", "description": "What can be called."},
     {"name": "API keys", "description": "Keys, their scopes and limits."},
     {"name": "Usage", "description": "What was called, by whom, and what it cost."},
+    {"name": "Operation", "description": "What operators see of the installation."},
     {"name": "Health", "description": "For load balancers and people on call."},
     {"name": "Documents", "description": "This document and the error catalogue."},
 ]

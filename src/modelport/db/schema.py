@@ -143,6 +143,8 @@ usage_events = sa.Table(
     sa.Column("latency_us", sa.BigInteger, nullable=False),
     sa.Column("first_token_us", sa.BigInteger),
     sa.Column("metadata", sa.JSON, nullable=False),
+    # One object for each attempt, where there was more than one or another model answered.
+    sa.Column("attempts", sa.JSON(none_as_null=True)),
     sa.Index("ix_usage_events_organization_id_started_us", "organization_id", "started_us"),
 )
 

@@ -10,18 +10,17 @@ from modelport.access.announce import announced
 from modelport.access.keyring import KeyRing
 from modelport.access.service import KeyService
 from modelport.api.platform import Platform
-from modelport.backends.sandbox import SandboxBackend
 from modelport.budgets.service import BudgetService
 from modelport.budgets.telling import log_event
 from modelport.budgets.treasury import Treasury
 from modelport.catalog.configured import all_models
 from modelport.catalog.handover import Places
-from modelport.catalog.model import Target
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database, open_database
 from modelport.inference.admission import Admission
 from modelport.inference.cashier import Cashier
 from modelport.inference.corridor import Corridor
+from modelport.inference.routes import build_router
 from modelport.kit.clock import Clock, SystemClock
 from modelport.kit.ids import IdSource
 from modelport.limits.service import Limiter
@@ -81,8 +80,8 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         treasury = await _run(stack, _treasury(db, state, ledger, clock))
         cashier = Cashier(limiter, treasury, clock=clock, settings=settings.budgets, metrics=metrics)
         admission = Admission(keyring, limiter, cashier)
-        sandbox = SandboxBackend()
         catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
+        router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
         corridor = Corridor(
             catalog=catalog,
             admission=admission,
@@ -91,7 +90,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             metrics=metrics,
             clock=clock,
             limits=settings.limits,
-            sandbox=Target(sandbox, "sandbox"),
+            router=router,
             call_timeout_s=settings.server.call_timeout_s,
         )
         yield Platform(

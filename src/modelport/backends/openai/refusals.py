@@ -7,7 +7,14 @@ from typing import Any
 
 import msgspec
 
-from modelport.errors import CallTimeout, ModelportError, Overloaded, UpstreamFailed, UpstreamRejected
+from modelport.errors import (
+    CallTimeout,
+    ModelportError,
+    UpstreamFailed,
+    UpstreamLimited,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+)
 
 # What is passed on of an upstream's own words, and what the log gets of a body that is no error object.
 MAX_MESSAGE_CHARS = 1_000
@@ -29,9 +36,11 @@ def refusal(
     details = _details(body)
     internal = f"status {status}: {body[:MAX_MESSAGE_CHARS].decode('utf-8', 'replace')}"
     if status in _OUR_CREDENTIALS:
-        return UpstreamFailed(f"{who} refused our credentials; its operator has to look at them", internal=internal)
+        return UpstreamMisconfigured(
+            f"{who} refused our credentials; its operator has to look at them", internal=internal
+        )
     if status == 429:
-        return Overloaded(
+        return UpstreamLimited(
             f"{who} has reached a limit of its own",
             retry_after_s=retry_after_s(retry_after, now_us=now_us),
             internal=internal,
@@ -42,7 +51,7 @@ def refusal(
         return rejected(details, status=status)
     if 300 <= status < 500:
         # A redirect, or a 404 that no inference API wrote: `base_url` is likely wrong.
-        return UpstreamFailed(f"{who} gave an answer that no model gives", internal=internal)
+        return UpstreamMisconfigured(f"{who} gave an answer that no model gives", internal=internal)
     return UpstreamFailed(f"{who} failed", internal=internal)
 
 
