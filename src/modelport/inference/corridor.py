@@ -220,14 +220,10 @@ class Run:
                         while held:
                             yield held.pop(0)
                         yield delta
-                        if self._ceiling is not None:
-                            ending = self._ceiling.ending(delta, self.usage)
-                            if ending is not None:
-                                # The upstream gave more than it was asked for, and the budget has no more.
-                                self._corridor.metrics.budget_action("stopped")
-                                await stream.aclose()
-                                yield ending
-                                return
+                        if self._ceiling is not None and (ending := self._ending(self._ceiling, delta)):
+                            await stream.aclose()
+                            yield ending
+                            return
                     while held:
                         yield held.pop(0)
                     return
@@ -251,6 +247,13 @@ class Run:
             raise
         finally:
             await self._settle(self._stream)
+
+    def _ending(self, ceiling: Ceiling, delta: Delta) -> Delta | None:
+        """What ends the answer where the upstream gave more than it was asked for, and the budget has no more."""
+        ending = ceiling.ending(delta, self.usage)
+        if ending is not None:
+            self._corridor.metrics.budget_action("stopped")
+        return ending
 
     async def _settle(self, stream: AsyncGenerator[Delta] | None) -> None:
         """Charge, give back, and stop the engine; the charge first, since it can't be cancelled.
