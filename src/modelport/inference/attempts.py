@@ -7,14 +7,13 @@ said about others, when the first attempt fails, is made only then.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import AsyncGenerator
 
 import structlog
 
-from modelport.calls import Call, Delta
+from modelport.calls import Call
 from modelport.errors import CallCancelled, ModelportError
-from modelport.inference.hedge import race, within
+from modelport.inference.attempt import SLOWER, Try
+from modelport.inference.hedge import Stream, race, within
 from modelport.inference.planning import Plan, Planner
 from modelport.kit.clock import Clock
 from modelport.metering.model import Attempt
@@ -25,24 +24,7 @@ from modelport.routing.plan import Itinerary
 from modelport.routing.retry import cause_of, outcome_of
 from modelport.routing.service import Router
 
-Stream = AsyncGenerator[Delta]
 _log = structlog.get_logger("modelport.routing")
-# What the receipt says of the slower of two.
-_LOST = "slower"
-
-
-class Try:
-    """One attempt under way."""
-
-    __slots__ = ("began_s", "ended", "leg", "number", "started_s")
-
-    def __init__(self, leg: Leg, number: int, started_s: float) -> None:
-        self.leg = leg
-        self.number = number
-        self.started_s = started_s
-        # When its output began.
-        self.began_s: float | None = None
-        self.ended = False
 
 
 class Dispatcher:
@@ -216,7 +198,9 @@ class Attempts:
             self._desk.metrics.fell_back(self._call.model, leg.fallback.value)
         # The answer bears the name of the model that gives it.
         self._call.model = leg.route.model
-        self._call.patience = leg.route.policy.patience
+        if not self._call.route:
+            # What a call asked for itself holds whoever answers.
+            self._call.patience = leg.route.policy.patience
 
     def _open(self, leg: Leg, number: int) -> Stream:
         self._current = Try(leg, number, self._desk.clock.monotonic_s())
@@ -296,7 +280,7 @@ class Attempts:
         now_s = self._desk.clock.monotonic_s()
         for one in tries:
             if one is not self._current:
-                self._close(one, None, Outcome.NEUTRAL, "cancelled", now_s, code=_LOST)
+                self._close(one, None, Outcome.NEUTRAL, "cancelled", now_s, code=SLOWER)
 
     def _fail(self, current: Try, error: ModelportError, now_s: float) -> None:
         cause = cause_of(error)
@@ -323,25 +307,4 @@ class Attempts:
         self._desk.router.leave(pulse, outcome, current.number, latency_s, now_s)
         self._desk.metrics.attempted(pulse.upstream, word)
         if self.records is not None:
-            self.records.append(self._record(current, error, code, now_s))
-
-    def _record(self, current: Try, error: ModelportError | None, code: str | None, now_s: float) -> Attempt:
-        leg, call, began_s = current.leg, self._call, current.began_s
-        target = leg.candidate.target
-        return Attempt(
-            model=leg.route.model,
-            version=leg.route.version,
-            backend=target.backend.kind,
-            upstream=target.upstream,
-            upstream_model=target.upstream_model,
-            status=CallCancelled.status if code else 200 if error is None else error.status,
-            error_code=code or (None if error is None else error.code[:80]),
-            started_us=call.started_us + _us(current.started_s - call.started_s),
-            latency_us=_us(now_s - current.started_s),
-            first_token_us=None if began_s is None else _us(began_s - current.started_s),
-            why=None if leg.why is None else leg.why.value,
-        )
-
-
-def _us(seconds: float) -> int:
-    return math.floor(max(seconds, 0.0) * 1_000_000)
+            self.records.append(current.record(self._call, error, code, now_s))
