@@ -67,6 +67,14 @@ hedge = {{ after_s = 0.05 }}
 timeouts = {{ answer_s = 0.3, first_token_s = 0.3 }}
 retry = {{ attempts = 2 }}
 [[models]]
+id = "cheap"
+targets = [{{ upstream = "far", model = "ok" }}]
+fallbacks = ["dear"]
+[[models]]
+id = "dear"
+backend = "sandbox"
+prices = {{ usd_per_request = "1" }}
+[[models]]
 id = "drains-a-while"
 targets = [{{ upstream = "far", model = "drip" }}]
 route = {{ disconnect = "drain", drain_s = 0.3 }}
@@ -166,6 +174,17 @@ def test_when_both_fail_a_fallback_answers(server: Server, stream: bool) -> None
     if stream:
         assert check_end(answer) == "[DONE]"
     assert len(attempts(server, answer)) == 3
+
+
+def test_a_budget_reserves_for_the_dearest_model_that_may_answer(server: Server) -> None:
+    """Else a fallback could spend what nobody reserved."""
+    operator = server.credentials["api_key"]
+    made = json.loads(server.request("POST", "/v1/api_keys", body={"name": "poor"}, key=operator)[2])
+    budget = {"scope": "key", "target": made["id"], "period": "total", "hard_limit_usd": "0.0001"}
+    assert server.request("POST", "/v1/budgets", body=budget, key=operator)[0] == 201
+    answer = ask(server, "cheap", key=made["key"])
+    assert (answer.status, answer.code) == (429, "insufficient_quota")
+    assert ask(server, "cheap", key=made["key"], route="fallback=?0").status == 200
 
 
 async def test_a_drain_ends_when_its_time_is_over(server: Server, upstream: ScriptedUpstream) -> None:
