@@ -75,6 +75,14 @@ class Corridor:
             target = self._sandbox
         return Plan(model, target, Served(model.id, version.id, target.backend.kind, target.upstream_model))
 
+    async def count_input(self, call: Call) -> int:
+        """How many input tokens the call would have. Nothing is reserved and nothing recorded.
+
+        Raises: ModelNotFound, BadRequest, Unavailable.
+        """
+        target = self.plan(call).target
+        return await target.backend.count_input(call, model=target.upstream_model)
+
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
 
