@@ -44,6 +44,14 @@ async def async_client(server: Server) -> AsyncIterator[AsyncAnthropic]:
         yield client
 
 
+def new_key(server: Server, **limits: int) -> dict[str, Any]:
+    body = {"name": "of one test", "limits": limits}
+    status, _, raw = server.request("POST", "/v1/api_keys", body=body, key=server.credentials["api_key"])
+    assert status == 201
+    key: dict[str, Any] = json.loads(raw)
+    return key
+
+
 def text_of(message: anthropic.types.Message) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
@@ -86,8 +94,11 @@ class TestAnswers:
         assert set(kinds[2:-3]) == {"content_block_delta"}
         assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
 
-    def test_the_answer_tells_what_served_it_and_what_is_left(self, client: Anthropic) -> None:
-        raw = client.messages.with_raw_response.create(model="sandbox", max_tokens=99, messages=QUESTION)
+    def test_the_answer_tells_what_served_it_and_what_is_left(self, client: Anthropic, server: Server) -> None:
+        key = new_key(server, requests_per_minute=50, tokens_per_minute=5000)["key"]
+        raw = client.with_options(api_key=key).messages.with_raw_response.create(
+            model="sandbox", max_tokens=99, messages=QUESTION
+        )
         assert raw.headers["request-id"] == raw.headers["x-request-id"]
         assert raw.headers["x-model-served"] == "sandbox"
         for kind in ("requests", "tokens", "input-tokens", "output-tokens"):
@@ -114,7 +125,11 @@ class TestAnswers:
     @pytest.mark.parametrize("stream", [False, True])
     @pytest.mark.parametrize(
         ("said", "reason"),
-        [("Hello", "end_turn"), ("[[tokens:50]]", "max_tokens"), ('[[tool:weather {"city": "Oslo"}]]', "tool_use")],
+        [
+            ("[[tokens:3]]", "end_turn"),
+            ("[[tokens:50]]", "max_tokens"),
+            ('[[tool:weather {"city": "Oslo"}]]', "tool_use"),
+        ],
     )
     def test_reasons_to_stop(self, client: Anthropic, said: str, reason: str, stream: bool) -> None:
         asked: dict[str, Any] = {"model": "sandbox", "max_tokens": 45, "messages": says(said)}
@@ -125,6 +140,18 @@ class TestAnswers:
             message = client.messages.create(**asked)
         assert message.stop_reason == reason
         assert message.stop_sequence is None
+
+    @pytest.mark.parametrize("model", [CHAT, "sandbox"])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_stop_sequence_is_named(self, client: Anthropic, model: str, stream: bool) -> None:
+        asked: dict[str, Any] = {"model": model, "max_tokens": 60, "stop_sequences": ["never said", " is"]}
+        if stream:
+            with client.messages.stream(**asked, messages=QUESTION) as events:
+                message = events.get_final_message()
+        else:
+            message = client.messages.create(**asked, messages=QUESTION)
+        assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", " is")
+        assert " is" not in text_of(message)
 
 
 class TestTools:
@@ -279,8 +306,7 @@ class TestFailures:
 
 class TestBooks:
     async def test_usage_rows_equal_what_the_sdk_saw(self, client: Anthropic, server: Server) -> None:
-        created = server.request("POST", "/v1/api_keys", body={"name": "sum"}, key=server.credentials["api_key"])
-        key = json.loads(created[2])
+        key = new_key(server)
         counted = client.with_options(api_key=key["key"])
         seen = [0, 0, 0]
         for number in range(4):
