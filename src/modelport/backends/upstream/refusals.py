@@ -19,6 +19,9 @@ _DEFAULT_RETRY_AFTER_S = 1.0
 # 402 too: it is our account with the upstream that is empty, not the caller's with us.
 _OUR_CREDENTIALS = frozenset({401, 402, 403})
 _TIMEOUTS = frozenset({408, 504})
+# Anthropic's, which it also sends inside a stream that began with 200.
+_OVERLOADED = 529
+_BUSY_TYPES = frozenset({"overloaded_error", "rate_limit_error"})
 
 
 def refusal(
@@ -30,9 +33,9 @@ def refusal(
     internal = f"status {status}: {body[:MAX_MESSAGE_CHARS].decode('utf-8', 'replace')}"
     if status in _OUR_CREDENTIALS:
         return UpstreamFailed(f"{who} refused our credentials; its operator has to look at them", internal=internal)
-    if status == 429:
+    if status in (429, _OVERLOADED):
         return Overloaded(
-            f"{who} has reached a limit of its own",
+            f"{who} has reached a limit of its own" if status == 429 else f"{who} has more to do than it can take on",
             retry_after_s=retry_after_s(retry_after, now_us=now_us),
             internal=internal,
         )
@@ -53,6 +56,8 @@ def stream_error(name: str, error: Any) -> ModelportError:
     if isinstance(status, int) and 400 <= status < 500 and status not in _OUR_CREDENTIALS | {408, 429}:
         return rejected(details, status=status)
     text = str(details.get("message"))[:MAX_MESSAGE_CHARS]
+    if str(details.get("type")) in _BUSY_TYPES:
+        return Overloaded(f"The model's server {name!r} has more to do than it can take on", internal=text)
     return UpstreamFailed(f"The model's server {name!r} failed while it answered", internal=text)
 
 
