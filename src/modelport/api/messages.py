@@ -12,7 +12,13 @@ from modelport.api.failures import failure_event
 from modelport.api.generate import Voice, cost_headers, new_call, served_headers, stream
 from modelport.calls import Call, Caller, Delta, Operation, Original
 from modelport.dialect.anthropic.folding import fold
-from modelport.dialect.anthropic.shapes import CountTokensRequest, MessagesRequest, check_version, read_version
+from modelport.dialect.anthropic.shapes import (
+    DIALECT,
+    CountTokensRequest,
+    MessagesRequest,
+    check_version,
+    read_version,
+)
 from modelport.dialect.anthropic.to_chat import to_chat
 from modelport.dialect.anthropic.to_events import EventWriter
 from modelport.dialect.anthropic.wire import MESSAGE_STOP, PING, Event, write
@@ -20,7 +26,6 @@ from modelport.errors import ModelportError
 from modelport.inference.corridor import SCOPE, Run
 from modelport.requests import ChatRequest
 
-DIALECT = "anthropic"
 # Headers of the dialect that an upstream of Anthropic's own has to see.
 _HEADERS = ("anthropic-version", "anthropic-beta")
 # A translated body nests deeper: an image is a part of a message, a schema a part of a tool's function.

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 
 from modelport.backends.openai.stream import EventStream
 from modelport.backends.openai.whole import read_answer
-from modelport.backends.protocol import Health, Status
-from modelport.backends.transport import HttpPool
-from modelport.backends.upstream import UpstreamClient
-from modelport.backends.upstream.estimate import estimate_input
+from modelport.backends.upstream import Request, UpstreamBackend
 from modelport.calls import Call, Delta, Operation
 from modelport.errors import BadRequest
 from modelport.kit.clock import Clock
@@ -29,8 +25,8 @@ _encode = msgspec.json.Encoder().encode
 _decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class OpenAIBackend:
-    """Forwards calls to one upstream and passes its answers through, byte for byte but for the model's name."""
+class OpenAIBackend(UpstreamBackend):
+    """Passes bodies and answers through, byte for byte but for the model's name."""
 
     def __init__(
         self,
@@ -40,60 +36,20 @@ class OpenAIBackend:
         clock: Clock | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """See `UpstreamClient`."""
-        self._name = settings.name
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = UpstreamClient(settings, headers=headers, clock=clock, tls=tls)
+        super().__init__(settings, headers=headers, clock=clock, tls=tls)
 
-    @property
-    def kind(self) -> str:
-        return "openai"
-
-    @property
-    def pool(self) -> HttpPool:
-        """Its connections, for metrics."""
-        return self._client.pool
-
-    async def start(self) -> None:
-        """Nothing to load: an upstream that is down now may be up when the first call comes."""
-
-    async def close(self) -> None:
-        await self._client.pool.aclose()
-
-    def health(self) -> Health:
-        return Health(Status.READY)
-
-    async def count_input(self, call: Call, *, model: str) -> int:
-        """An estimate; see `modelport.backends.upstream.estimate`."""
-        return estimate_input(call)
-
-    async def stream(self, call: Call, *, model: str, max_output_tokens: int | None) -> AsyncGenerator[Delta]:
-        """See `Backend.stream`. The connection is closed with the generator unless the answer has ended."""
+    def _request(self, call: Call, model: str, max_output_tokens: int | None) -> Request:
         path = _PATHS.get(call.operation)
         if path is None:
             raise BadRequest(f"The model {call.model!r} can't {call.operation.value}")
-        response = await self._client.post(call, path, _body(call, model, max_output_tokens))
-        try:
-            if not call.stream:
-                yield read_answer(self._name, call, await response.read())
-                return
-            events = EventStream(self._name, public_model=call.model, keep_usage=call.request.include_usage)
-            estimate = estimate_input(call)
-            over = False
-            while not over:
-                data = await response.receive()
-                before = events.pieces
-                raw = events.feed(data) if data else b""
-                if not data or events.done or events.error is not None:
-                    over = True
-                    raw += events.end(input_tokens=estimate)
-                if raw or over:
-                    yield Delta(raw, usage=events.count(estimate), timed=events.pieces > before)
-            if events.error is not None:
-                raise events.error
-            response.release()
-        finally:
-            response.close()
+        return Request(path, _body(call, model, max_output_tokens))
+
+    def _whole(self, call: Call, body: bytes) -> Delta:
+        return read_answer(self._name, call, body)
+
+    def _reader(self, call: Call) -> EventStream:
+        return EventStream(self._name, public_model=call.model, keep_usage=call.request.include_usage)
 
 
 def _body(call: Call, model: str, max_output_tokens: int | None) -> bytes:

@@ -42,6 +42,8 @@ class EventStream:
     deltas with model output meanwhile, which is close to the number of tokens.
     """
 
+    original = False
+
     __slots__ = (
         "_counted",
         "_finish_null",

@@ -13,6 +13,8 @@ from msgspec import Meta
 from modelport.errors import BadRequest
 from modelport.requests import ModelName
 
+# The name of the dialect in `Call.original`.
+DIALECT = "anthropic"
 # The oldest version that streams as we do, and the first one without sampling parameters.
 CLASSIC_VERSION = "2023-06-01"
 STRICT_VERSION = "2026-10-21"

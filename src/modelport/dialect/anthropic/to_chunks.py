@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from modelport.calls import Usage
 from modelport.dialect.anthropic.vocabulary import finish_reason
 from modelport.dialect.anthropic.wire import Event
 from modelport.dialect.openai import ChunkWriter
@@ -66,6 +67,10 @@ class ChunkTranslator:
             self._silent = False
             return self._writer.tool_arguments(self._open, arguments)
         return b""
+
+    def end(self, usage: Usage) -> bytes:
+        """The last chunk, where the caller asked for the usage."""
+        return self._writer.usage(usage)
 
     def _stop(self) -> bytes:
         tool, self._open = self._open, None
