@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -207,6 +207,7 @@ class TestRequestToChat:
             ["text", "image", "document", "tool_use", "tool_result", "search_result", "thinking", "odd", None]
         ),
     )
+    @example(True, "tool_result")
     def test_no_block_however_odd_breaks_the_translation(self, value: Any, kind: str | None) -> None:
         block = {**(value if isinstance(value, dict) else {"content": value, "source": value}), "type": kind}
         for role in ("user", "assistant"):
@@ -353,6 +354,11 @@ class TestRequestToMessages:
             ({"audio": {"voice": "x"}}, "audio"),
             ({"tool_choice": "odd", "tools": [{"function": {"name": "f"}}]}, "tool_choice"),
             ({"tools": [{"type": "function"}]}, "tools[0].function.name"),
+            ({"tools": [{"function": {"name": "f", "parameters": 5}}]}, "tools[0].function.parameters"),
+            (
+                {"tools": [{"function": {"name": "f"}}], "tool_choice": {"type": "allowed_tools", "allowed_tools": 5}},
+                "tool_choice",
+            ),
             ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
             ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
             ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),

@@ -35,7 +35,8 @@ def to_chat(request: CountTokensRequest, fields: dict[str, msgspec.Raw]) -> dict
     if request.tools:
         body["tools"] = [_tool(tool) for tool in request.tools]
         body |= _tool_choice(request.tool_choice or {})
-    schema = ((request.output_config or {}).get("format") or {}).get("schema")
+    form = (request.output_config or {}).get("format")
+    schema = form.get("schema") if isinstance(form, dict) else None
     if isinstance(schema, dict):
         format_ = {"name": "answer", "schema": schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": format_}
@@ -97,8 +98,8 @@ def _assistant(blocks: list[Block]) -> dict[str, Any]:
 def _tool_result(block: Block) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The result as a message, and its pictures, which a tool's message can't hold."""
     content = block.get("content")
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
-    parts = [part for item in blocks if isinstance(item, dict) for part in _parts(item)]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else _members(content)
+    parts = [part for item in blocks for part in _parts(item)]
     text = "\n".join(part["text"] for part in parts if part.get("type") == "text")
     if block.get("is_error"):
         text = f"Error: {text}"
@@ -117,7 +118,7 @@ def _parts(block: Block) -> list[dict[str, Any]]:
     if kind == "document" and isinstance(source, dict):
         return _document(block, source)
     if kind == "search_result":
-        texts = [_text(item) for item in block.get("content") or () if isinstance(item, dict)]
+        texts = [_text(item) for item in _members(block.get("content"))]
         return [{"type": "text", "text": "\n".join([str(block.get("title")), str(source), *texts])}]
     return [block]
 
@@ -130,7 +131,7 @@ def _document(block: Block, source: dict[str, Any]) -> list[dict[str, Any]]:
     if kind == "content" and isinstance(content, str):
         return [{"type": "text", "text": content}]
     if kind == "content" and isinstance(content, list):
-        return [part for item in content if isinstance(item, dict) for part in _parts(item)]
+        return [part for item in _members(content) for part in _parts(item)]
     if kind == "base64" and (url := _address(source)):
         return [{"type": "file", "file": {"filename": str(block.get("title") or "document"), "file_data": url}}]
     return [block]
@@ -168,6 +169,11 @@ def _tool_choice(choice: dict[str, Any]) -> dict[str, Any]:
     if choice.get("disable_parallel_tool_use"):
         out["parallel_tool_calls"] = False
     return out
+
+
+def _members(content: Any) -> list[Block]:
+    """The blocks of a list; nothing of what is none."""
+    return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
 
 
 def _text(block: Block) -> str:

@@ -171,6 +171,8 @@ def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRequest("A tool has a function with a name.", param=f"tools[{index}].function.name")
     schema = function.get("parameters") or {"properties": {}}
+    if not isinstance(schema, dict):
+        raise BadRequest("A function's parameters are a JSON schema.", param=f"tools[{index}].function.parameters")
     out = {"name": function["name"], "input_schema": {"type": "object", **schema}}
     return out | {name: function[name] for name in ("description", "strict") if function.get(name) is not None}
 
@@ -181,9 +183,11 @@ def _tool_choice(choice: str | dict[str, Any] | None) -> dict[str, Any]:
     if isinstance(choice, str) and choice in _CHOICES:
         return {"type": _CHOICES[choice]}
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        allowed = choice.get("allowed_tools") or {}
-        names = {_name(tool) for tool in allowed.get("tools") or ()}
-        return {"type": "any" if allowed.get("mode") == "required" else "auto", "allowed": names}
+        allowed = choice.get("allowed_tools")
+        tools = allowed.get("tools") if isinstance(allowed, dict) else None
+        if isinstance(allowed, dict) and isinstance(tools, list):
+            kind = "any" if allowed.get("mode") == "required" else "auto"
+            return {"type": kind, "allowed": {_name(tool) for tool in tools}}
     if isinstance(choice, dict) and _name(choice):
         return {"type": "tool", "name": _name(choice)}
     raise BadRequest("tool_choice is none, auto, required, or names a function of tools.", param="tool_choice")
