@@ -189,6 +189,22 @@ async def test_anthropics_sdk_over_openais_own(scene: Scene) -> None:
     assert (final.usage.input_tokens, final.usage.output_tokens) == (7, 2)
 
 
+async def test_anthropic_itself_counts_and_others_are_estimated(scene: Scene) -> None:
+    scene.claude.plan(json_answer({"input_tokens": 4711}), json_answer(b"{}"), refusal(400, "invalid_request_error"))
+    counted = await scene.anthropic.messages.count_tokens(model="claude", messages=QUESTION, system="Be brief.")
+    assert counted.input_tokens == 4711
+    request = scene.claude.requests[0]
+    assert (request.path, request.headers["anthropic-version"]) == ("/v1/messages/count_tokens", "2026-10-21")
+    assert request.json() == {"model": "claude-upstream", "messages": QUESTION, "system": "Be brief."}
+    with pytest.raises(anthropic.InternalServerError):
+        await scene.anthropic.messages.count_tokens(model="claude", messages=QUESTION)
+    with pytest.raises(anthropic.BadRequestError):
+        await scene.anthropic.messages.count_tokens(model="claude", messages=QUESTION)
+    estimated = await scene.anthropic.messages.count_tokens(model="gpt", messages=QUESTION)
+    assert estimated.input_tokens > 0
+    assert not scene.gpt.requests
+
+
 async def test_a_refusal_of_the_model_is_told(scene: Scene) -> None:
     chunks = [event(chat_chunk({"refusal": "I can't."})), event(chat_chunk({}, finish="stop")), b"data: [DONE]\n\n"]
     scene.gpt.plan(stream_answer(chunks))

@@ -125,7 +125,7 @@ COUNT_TOKENS = HotRoute(
     operation_id="count_message_tokens",
     summary="Count a message's tokens",
     description="How many input tokens a request to `/v1/messages` would have. Nothing is run and nothing is charged; "
-    "for models of other servers it is an estimate.",
+    "for models of servers that don't count it is an estimate.",
     tag="Messages",
     request=CountTokensRequest,
     request_example=_QUESTION,

@@ -76,12 +76,15 @@ class Corridor:
         return Plan(model, target, Served(model.id, version.id, target.backend.kind, target.upstream_model))
 
     async def count_input(self, call: Call) -> int:
-        """How many input tokens the call would have. Nothing is reserved and nothing recorded.
+        """How many input tokens the call would have: the upstream's own count where it has one, else what a
+        reservation would take. Nothing is reserved and nothing recorded.
 
-        Raises: ModelNotFound, BadRequest, Unavailable.
+        Raises: ModelNotFound, BadRequest, Unavailable, UpstreamFailed, UpstreamRejected, CallTimeout.
         """
         target = self.plan(call).target
-        return await target.backend.count_input(call, model=target.upstream_model)
+        count = getattr(target.backend, "count_exactly", target.backend.count_input)
+        tokens: int = await count(call, model=target.upstream_model)
+        return tokens
 
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.

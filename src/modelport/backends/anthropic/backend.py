@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -16,14 +16,24 @@ from modelport.dialect.anthropic.shapes import CLASSIC_VERSION, DIALECT
 from modelport.dialect.anthropic.to_chunks import ChunkTranslator
 from modelport.dialect.anthropic.to_messages import to_messages
 from modelport.dialect.openai import ChunkWriter
-from modelport.errors import BadRequest
+from modelport.errors import BadRequest, UpstreamFailed
 from modelport.kit.clock import Clock
 from modelport.settings import UpstreamSettings
 
 _PATH = b"/messages"
+_COUNT_PATH = b"/messages/count_tokens"
+# An answer is one number.
+_MAX_COUNT_BYTES = 10_000
 _VERSION = "anthropic-version"
 FINGERPRINT = "fp_anthropic"
 _encode = msgspec.json.Encoder().encode
+
+
+class _Count(msgspec.Struct):
+    input_tokens: Annotated[int, msgspec.Meta(ge=0)]
+
+
+_decode_count = msgspec.json.Decoder(_Count).decode
 
 
 class AnthropicBackend(UpstreamBackend):
@@ -44,6 +54,27 @@ class AnthropicBackend(UpstreamBackend):
         self._default_output_tokens = default_output_tokens
         # What the operator configured for every call is not the caller's to choose.
         self._pinned = frozenset(name.lower() for name in settings.headers)
+
+    async def count_exactly(self, call: Call, *, model: str) -> int:
+        """The server's own count, for a caller who asks for nothing else. `count_input` can't wait for it.
+
+        Raises: what `stream` raises before its first delta.
+        """
+        original = _original(call)
+        if original is None:
+            raise BadRequest("Tokens are counted in Anthropic's format.")
+        body = _encode({**original.fields, "model": model})
+        response = await self._send(call, Request(_COUNT_PATH, body, self._dialect_headers(original)))
+        try:
+            if not 200 <= response.status < 300:
+                raise await self._refused(response)
+            counted = await response.read(limit_bytes=_MAX_COUNT_BYTES)
+        finally:
+            response.close()
+        try:
+            return _decode_count(counted).input_tokens
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UpstreamFailed(f"The model's server {self._name!r} counts no tokens", internal=str(error)) from None
 
     def _request(self, call: Call, model: str, max_output_tokens: int | None) -> Request:
         if call.operation is not Operation.CHAT:

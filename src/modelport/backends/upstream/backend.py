@@ -120,14 +120,7 @@ class UpstreamBackend(ABC):
 
     async def stream(self, call: Call, *, model: str, max_output_tokens: int | None) -> AsyncGenerator[Delta]:
         """See `Backend.stream`. The connection is closed with the generator unless the answer has ended."""
-        path, body, headers = self._request(call, model, max_output_tokens)
-        response = await self._pool.request(
-            b"POST",
-            path,
-            headers=self._headers + headers + _call_headers(call),
-            body=body,
-            timeouts=self._timeouts(call),
-        )
+        response = await self._send(call, self._request(call, model, max_output_tokens))
         try:
             if not 200 <= response.status < 300:
                 raise await self._refused(response)
@@ -152,6 +145,16 @@ class UpstreamBackend(ABC):
             response.release()
         finally:
             response.close()
+
+    async def _send(self, call: Call, request: Request) -> Response:
+        """The head of the answer, whatever it says. Whoever has it must end with `close` or `release`."""
+        return await self._pool.request(
+            b"POST",
+            request.path,
+            headers=self._headers + request.headers + _call_headers(call),
+            body=request.body,
+            timeouts=self._timeouts(call),
+        )
 
     async def _refused(self, response: Response) -> ModelportError:
         return refusal(
