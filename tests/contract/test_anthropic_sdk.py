@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -345,3 +346,22 @@ class TestBooks:
         path, key = f"/v1/requests/{raw.headers['request-id']}", server.credentials["api_key"]
         await wait_until(lambda: server.get(path, key=key)[0] == 200, "the call is in the books")
         assert server.get(path, key=key)[1]["metadata"] == {"user_id": "ann"}
+
+
+def test_a_server_that_stops_says_so_in_the_streams_that_it_breaks_off(tmp_path: Path) -> None:
+    """A stream ends with `message_stop` or with an error, whatever happens."""
+    config = 'default_models = false\nserver = { drain_s = 0 }\n[[models]]\nid = "sandbox"\nbackend = "sandbox"\n'
+    with (
+        Server(tmp_path, config=config) as server,
+        Anthropic(base_url=server.base_url, api_key=server.credentials["api_key"], max_retries=0) as client,
+    ):
+        said = says("[[tokens:1000]] [[per_token:20ms]]")
+        stream = client.messages.create(model="sandbox", max_tokens=2000, messages=said, stream=True)
+        assert server.process is not None
+        for event in stream:
+            if event.type == "content_block_delta":
+                server.process.terminate()
+                break
+        with pytest.raises(anthropic.APIStatusError) as broken:
+            list(stream)
+        assert broken.value.type == "api_error"
