@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import NamedTuple, Protocol
 
 from modelport import __version__
@@ -146,9 +146,9 @@ class UpstreamBackend(ABC):
         finally:
             response.close()
 
-    async def _send(self, call: Call, request: Request) -> Response:
+    def _send(self, call: Call, request: Request) -> Awaitable[Response]:
         """The head of the answer, whatever it says. Whoever has it must end with `close` or `release`."""
-        return await self._pool.request(
+        return self._pool.request(
             b"POST",
             request.path,
             headers=self._headers + request.headers + _call_headers(call),
