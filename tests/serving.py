@@ -24,7 +24,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Between fork and exec: have the kernel end the child when the test's process ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -71,7 +72,7 @@ class Server:
         command += ["--data-dir", str(self.data_dir), "--config", str(self._config), "--workers", str(self._workers)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self._env, preexec_fn=_die_with_parent, start_new_session=True
+                command, stdout=log, stderr=log, env=self._env, preexec_fn=die_with_parent, start_new_session=True
             )
         give_up = time.monotonic() + _START_TIMEOUT_S
         while not self._is_up(models):

@@ -71,8 +71,9 @@ Step = Callable[[Line, Received], Awaitable[None]]
 class Upstream:
     """The server. It listens on a free port of the loopback interface."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._tls = tls
+        self._port = port
         self._server: asyncio.Server | None = None
         self._plan: deque[Step] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,7 +93,7 @@ class Upstream:
         self._plan.extend(steps)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self._tls)
         return self
 
     async def __aexit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -185,6 +186,13 @@ def error_answer(code: int, message: str = "No.", *, kind: str = "some_error", *
     return json_answer({"error": {"message": message, "type": kind, "code": "why", "param": "p"}}, code, **headers)
 
 
+def pause(seconds: float) -> Step:
+    async def step(line: Line, request: Received) -> None:
+        await asyncio.sleep(seconds)
+
+    return step
+
+
 def hang() -> Step:
     """Never answers; ends when the client hangs up or the server is stopped."""
 
@@ -230,6 +238,16 @@ def drop(*, reset: bool = False) -> Step:
             line.reset()
         else:
             line.close()
+
+    return step
+
+
+def half_close() -> Step:
+    """Ends its side of the connection and goes on listening, as a server that is being shut down may."""
+
+    async def step(line: Line, request: Received) -> None:
+        line.writer.write_eof()
+        await asyncio.Event().wait()
 
     return step
 

@@ -24,7 +24,10 @@ _CATCH_ALL = {
 }
 # Where a test's machinery may sleep: the polling that all else waits with, servers being started, slow upstreams,
 # clients that back off.
-_MAY_SLEEP = {"tests/waiting.py", "tests/services.py", "tests/serving.py", "tests/upstream.py", "tests/chaos/fleet.py"}
+_MAY_SLEEP = {
+    "tests/waiting.py", "tests/services.py", "tests/serving.py", "tests/upstream.py", "tests/scripted_upstream.py",
+    "tests/chaos/fleet.py",
+}  # fmt: skip
 # Functions that are a table: a row a line, nothing to split.
 _TABLES = {("src/modelport/observe/metrics.py", "__init__")}
 # HTTP clients that cost more than the whole gateway; PERFORMANCE measured them.

@@ -44,17 +44,22 @@ def page() -> str:
 
 
 def _nested(tree: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The models used inside the rows of lists, such as the targets of a model."""
+    """The models used inside the rows of lists, however deep, such as the targets of a model and its route's retry."""
     found: dict[str, type[BaseModel]] = {}
     for list_name, field in tree.model_fields.items():
         row_kind, row = _group_of(field)
-        if not row or row_kind is None:
-            continue
-        for name, inner in row_kind.model_fields.items():
-            kind, is_row = _group_of(inner)
-            if kind is not None:
-                title = f"`[[{list_name}.{name}]]`" if is_row else f"`[{list_name}.{name}]`"
-                found[title] = kind
+        if row and row_kind is not None:
+            found |= _inside(list_name, row_kind)
+    return found
+
+
+def _inside(path: str, row_kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    found: dict[str, type[BaseModel]] = {}
+    for name, inner in row_kind.model_fields.items():
+        kind, is_row = _group_of(inner)
+        if kind is not None:
+            found[f"`[[{path}.{name}]]`" if is_row else f"`[{path}.{name}]`"] = kind
+            found |= _inside(f"{path}.{name}", kind)
     return found
 
 
@@ -82,7 +87,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return "" if value in (None, "", [], {}) else f"`{value}`"
+    # A table's own defaults stand where it is described.
+    return "" if isinstance(value, BaseModel) or value in (None, "", [], {}) else f"`{value}`"
 
 
 def _type(annotation: Any) -> str:

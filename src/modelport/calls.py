@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 Mode = Literal["live", "test"]
+BudgetScope = Literal["organization", "project", "key", "tag"]
+Period = Literal["day", "month", "total"]
 
 
 class Operation(enum.StrEnum):
@@ -41,8 +43,30 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """How much the calls of one organization, project, key or tag may cost in a period, in nano-dollars.
+
+    `target` is an id, or of a tag `name=value`. The soft limit is told of, the hard one lets nothing more through;
+    None is without one.
+    """
+
+    id: str
+    organization_id: str
+    scope: BudgetScope
+    target: str
+    period: Period
+    soft_nanos: int | None
+    hard_nanos: int | None
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: what a key or a token leads to. Immutable, so that it can be cached."""
+    """Who calls: what a key or a token leads to. Immutable, so that it can be cached.
+
+    `budgets` are all that may concern a call: the organization's, its tags', the project's and the key's. A test-mode
+    caller has none, since its calls are free.
+    """
 
     organization_id: str
     project_id: str
@@ -55,6 +79,7 @@ class Caller:
     models: frozenset[str] | None = None
     operator: bool = False
     discount_basis_points: int = 0
+    budgets: tuple[Budget, ...] = ()
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -72,6 +97,17 @@ class Original:
     headers: Mapping[str, str]
 
 
+class Patience(NamedTuple):
+    """How long a call's route waits for what, in seconds; None leaves it to the upstream's own row."""
+
+    connect_s: float | None = None
+    queue_s: float | None = None
+    first_token_s: float | None = None
+    answer_s: float | None = None
+    between_tokens_s: float | None = None
+    total_s: float | None = None
+
+
 @dataclass(slots=True)
 class Call:
     """One request.
@@ -79,7 +115,8 @@ class Call:
     `fields` holds each top-level member of the body as the bytes the client sent, so that what the platform
     does not know is forwarded unchanged; `request` is the typed view of what it does know (a chat, completion,
     embedding or predict request; see `modelport.requests`). Both are in OpenAI's dialect: a door of another one
-    translates, and keeps what it was sent in `original`.
+    translates, and keeps what it was sent in `original`. `route` is what the caller asked of its routing, as it was
+    sent (see `modelport.routing.override`); `patience` what the route it took says about waiting.
     """
 
     id: str
@@ -97,6 +134,8 @@ class Call:
     metadata: dict[str, str] = field(default_factory=dict)
     traceparent: str | None = None
     original: Original | None = None
+    route: str = ""
+    patience: Patience | None = None
 
 
 class Usage(msgspec.Struct):

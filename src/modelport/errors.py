@@ -14,12 +14,16 @@
     ├── Unprocessable           422  unprocessable
     ├── LimitExceeded           429  rate_limit_exceeded        temporary: retry_after_s says when
     ├── QuotaExceeded           429  insufficient_quota         permanent until somebody pays
+    │   └── BudgetExceeded      402  budget_exceeded            the same, where clients don't expect OpenAI's code
     ├── CallCancelled           499  call_cancelled             metered only; nobody is left to read it
     ├── Internal                500  internal_error
     ├── UpstreamFailed          502  upstream_failed
+    │   ├── UpstreamMisconfigured 502 upstream_failed           wrong address or credentials: only its operator can help
     │   └── UpstreamRejected    4xx  upstream_rejected          the upstream's own 4xx, passed on
     ├── Unavailable             503
     │   ├── Overloaded          503  overloaded                 a bounded queue is full
+    │   │   └── UpstreamLimited 503  overloaded                 the upstream's own 429
+    │   ├── CircuitOpen         503  circuit_open               every target failed so often that it is left alone
     │   ├── ModelLoading        503  model_loading
     │   └── StateUnavailable    503  state_unavailable          limits can't be checked, so nothing is let through
     └── CallTimeout             504  timeout
@@ -135,6 +139,20 @@ class QuotaExceeded(ModelportError):
     status, code, type = 429, "insufficient_quota", "insufficient_quota"
     title = "The budget is spent"
     should_retry = False
+    # What is left of the budget, in nano-dollars, where it is known.
+    left_nanos: int | None = None
+
+
+class BudgetExceeded(QuotaExceeded):
+    status, code, type = 402, "budget_exceeded", "budget_exceeded"
+    # The fence `keys` as the take read it that was refused: by a budget that may have been changed meanwhile.
+    fence = 0
+
+    def as_quota(self) -> QuotaExceeded:
+        """The same in OpenAI's words."""
+        error = QuotaExceeded(self.message)
+        error.left_nanos = self.left_nanos
+        return error
 
 
 class CallCancelled(ModelportError):
@@ -149,6 +167,10 @@ class Internal(ModelportError):
 class UpstreamFailed(ModelportError):
     status, code, type = 502, "upstream_failed", "upstream_error"
     title = "The model's server failed"
+
+
+class UpstreamMisconfigured(UpstreamFailed):
+    """Asking it again changes nothing: its operator has to look at the row that describes it."""
 
 
 class UpstreamRejected(UpstreamFailed):
@@ -183,6 +205,15 @@ class Unavailable(ModelportError):
 class Overloaded(Unavailable):
     code = "overloaded"
     title = "The model has more to do than it can take on"
+
+
+class UpstreamLimited(Overloaded):
+    """The upstream has a limit of its own, and says when to come back."""
+
+
+class CircuitOpen(Unavailable):
+    code = "circuit_open"
+    title = "The model's servers fail so often that they are left alone for a moment"
 
 
 class ModelLoading(Unavailable):

@@ -22,6 +22,8 @@ from modelport.kit.money import parse_usd
 
 ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,198}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Strategy = Literal["priority", "weighted", "least_outstanding", "lowest_latency", "cheapest"]
+Override = Literal["strategy", "attempts", "fallback", "hedge", "timeouts"]
 
 
 class _Group(BaseModel):
@@ -95,6 +97,24 @@ class LimitsSettings(_Group):
     )
 
 
+class RoutingSettings(_Group):
+    """What bounds the attempts of all calls of a worker together."""
+
+    retry_ratio: float = Field(
+        0.2, ge=0, le=1, description="Repeated and hedged attempts for each call, at most, beside one a second."
+    )
+    retry_reserve: float = Field(50, ge=0, description="So many may be made at once before the ratio holds.")
+
+
+class BudgetsSettings(_Group):
+    """Money that calls may spend."""
+
+    wait_s: float = Field(
+        5.0, ge=0, description="How long a call waits for money that running calls have reserved, before it gets 429."
+    )
+    max_waiting: int = Field(512, ge=0, description="Calls per worker that wait so at one time; more get 429 at once.")
+
+
 class LogSettings(_Group):
     """What is written to standard error."""
 
@@ -131,6 +151,21 @@ class PriceSettings(_Group):
         return text
 
 
+class BreakerSettings(_Group):
+    """When an upstream's target is left alone for a while: each of its models by itself, in every instance at once."""
+
+    enabled: bool = True
+    window_s: float = Field(30.0, gt=0, description="Calls of so many last seconds are looked at.")
+    min_calls: int = Field(10, ge=1, description="Fewer calls in the window never open it.")
+    error_rate: float = Field(0.5, gt=0, le=1, description="The share of failed ones that opens it.")
+    slow_call_s: float | None = Field(
+        None, gt=0, description="An answer that begins later is slow (one that does not stream: ends); empty: none is."
+    )
+    slow_rate: float = Field(0.5, gt=0, le=1, description="The share of slow ones that opens it.")
+    open_s: float = Field(10.0, gt=0, description="How long it is left alone before one call at a time is let through.")
+    probes: int = Field(2, ge=1, le=100, description="So many of these in a row must go well until it is closed.")
+
+
 class UpstreamSettings(_Group):
     """A server that answers for us."""
 
@@ -144,6 +179,7 @@ class UpstreamSettings(_Group):
     between_tokens_timeout_s: float = Field(60.0, gt=0)
     max_connections: int = Field(256, ge=1, description="Per worker; calls beyond wait, then get 503.")
     max_answer_bytes: int = Field(64_000_000, ge=1024, description="A larger answer is cut off with 502.")
+    breaker: BreakerSettings = BreakerSettings()
 
 
 class TargetSettings(_Group):
@@ -151,7 +187,78 @@ class TargetSettings(_Group):
 
     upstream: Name
     model: str = Field("", description="The upstream's name for it; empty: the same.")
-    weight: int = Field(1, ge=0)
+    weight: int = Field(1, ge=0, description="Its share of the calls; 0 stands by until the others fail.")
+    prices: PriceSettings | None = Field(
+        None,
+        description="What it costs you, for the strategy `cheapest`; empty: the built-in price list, else nothing.",
+    )
+
+
+class RetrySettings(_Group):
+    """Trying again, as long as the caller has not seen a byte."""
+
+    attempts: int = Field(3, ge=1, le=10, description="At one model, over all of its targets; 1 never tries again.")
+    budget_s: float | None = Field(
+        None, gt=0, description="No attempt begins later than this after the call's arrival; empty: up to its deadline."
+    )
+    backoff_first_s: float = Field(
+        0.1, ge=0, description="The pause before a target is asked again is a random one up to this, then up to twice…"
+    )
+    backoff_most_s: float = Field(2.0, ge=0, description="… and at most up to this.")
+
+
+class TimeoutSettings(_Group):
+    """How long a call waits; what is empty is the upstream's own."""
+
+    connect_s: float | None = Field(None, gt=0, description="For a connection (upstreams).")
+    queue_s: float | None = Field(None, gt=0, description="For a free connection when all are taken (upstreams).")
+    first_token_s: float | None = Field(None, gt=0, description="For an attempt's first piece of output, in a stream.")
+    answer_s: float | None = Field(None, gt=0, description="For an attempt's whole answer, where it does not stream.")
+    between_tokens_s: float | None = Field(None, gt=0, description="In the middle of an answer (upstreams).")
+    total_s: float | None = Field(None, gt=0, description="For the whole call, every attempt and pause included.")
+
+
+class HedgeSettings(_Group):
+    """A second attempt elsewhere when the first is slow to begin; who begins first answers, the other is stopped."""
+
+    quantile: float | None = Field(
+        None, gt=0, lt=1, description="After the time in which this share of the target's answers begin, such as 0.95."
+    )
+    after_s: float | None = Field(None, ge=0, description="Or after so many seconds.")
+
+    @model_validator(mode="after")
+    def _one_instant(self) -> HedgeSettings:
+        if (self.quantile is None) == (self.after_s is None):
+            raise ValueError("a hedge needs either quantile or after_s")
+        return self
+
+
+class FallbackSettings(_Group):
+    """Models for one cause alone, before (rate_limit) or instead of (the others) the model's general `fallbacks`."""
+
+    context: list[ModelId] = Field(default=[], description="The prompt is longer than the model's context.")
+    content_policy: list[ModelId] = Field(default=[], description="The upstream refused the content.")
+    rate_limit: list[ModelId] = Field(default=[], description="Every target has reached a limit of its own.")
+
+
+class RouteSettings(_Group):
+    """How the calls to a model are spread, repeated and given up."""
+
+    strategy: Strategy = Field(
+        "weighted", description="Which target is asked first; the others follow in the same spirit."
+    )
+    retry: RetrySettings = RetrySettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    hedge: HedgeSettings | None = Field(None, description="Empty: no second attempt for speed.")
+    disconnect: Literal["cancel", "drain"] = Field(
+        "cancel", description="When the caller hangs up: stop the engine, or read the answer on and charge all of it."
+    )
+    drain_s: float | None = Field(None, gt=0, description="Read on for at most so long; empty: to the end.")
+    fallbacks: FallbackSettings = FallbackSettings()
+    overrides: list[Override] = Field(
+        default=["strategy", "attempts", "fallback", "hedge", "timeouts"],
+        description="What a call may change for itself with `x-modelport-route`: any strategy, the others only down.",
+    )
 
 
 class VersionSettings(_Group):
@@ -177,7 +284,10 @@ class ModelSettings(_Group):
     versions: list[VersionSettings] = []
     aliases: dict[str, str] = Field(default={}, description="Moving names; `latest` and `stable`: the last version.")
     targets: list[TargetSettings] = []
-    fallbacks: list[ModelId] = Field(default=[], description="Models that answer when this one can't.")
+    fallbacks: list[ModelId] = Field(
+        default=[], description="Models that answer, at their own price, when no target of this one can."
+    )
+    route: RouteSettings = RouteSettings()
     prices: PriceSettings | None = Field(None, description="Empty: the built-in price list, else free.")
     description: str = ""
     context_tokens: int | None = Field(None, ge=1)
@@ -223,6 +333,8 @@ class Settings(BaseSettings):
     access: AccessSettings = AccessSettings()
     metering: MeteringSettings = MeteringSettings()
     limits: LimitsSettings = LimitsSettings()
+    routing: RoutingSettings = RoutingSettings()
+    budgets: BudgetsSettings = BudgetsSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")

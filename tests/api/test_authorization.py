@@ -5,6 +5,9 @@ A route that is not in the table fails `test_every_route_is_in_the_table`.
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +41,32 @@ kind = "image"
 backend = "sandbox"
 """
 CHAT = {"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:1]]"}]}
+
+
+# Each target has one budget, so each call of the example names a target of its own.
+BUDGET = {"scope": "tag", "target": "example={fresh}", "period": "day", "hard_limit_usd": "1.00"}
+UNKNOWN = {"key": "key_x", "call": "req_x", "budget": "budget_x", "new_budget": "budget_x"}
+_fresh = itertools.count()
+
+
+class Names(dict[str, str]):
+    """What Alice owns, for the paths of the table; a `new_budget` is made whenever it is named."""
+
+    def __init__(self, server: Server, alice: Tenant) -> None:
+        super().__init__()
+        self._ask = lambda path, body: Answer(*server.request("POST", path, body=body, key=alice.secret))
+        self["key"] = self._ask("/v1/api_keys", {"name": "hers"}).json()["id"]
+        self["call"] = self._ask("/v1/chat/completions", CHAT).headers["x-request-id"]
+        self["budget"] = self["new_budget"]
+
+    def __missing__(self, name: str) -> str:
+        assert name == "new_budget"
+        made: str = self._ask("/v1/budgets", _with_fresh(BUDGET)).json()["id"]
+        return made
+
+
+def _with_fresh(body: Any) -> Any:
+    return json.loads(json.dumps(body).replace("{fresh}", f"{os.getpid()}-{next(_fresh)}"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +103,15 @@ TABLE: dict[tuple[str, str], Route] = {
     ("DELETE", "/v1/api_keys/{key_id}"): Route("keys", "/v1/api_keys/{key}", stranger=404),
     ("GET", "/v1/usage"): Route("usage:read"),
     ("GET", "/v1/requests/{call_id}"): Route("usage:read", "/v1/requests/{call}", stranger=404),
+    ("GET", "/v1/admin/circuits"): Route("admin"),
+    ("POST", "/v1/budgets"): Route("billing", body=BUDGET, good=201, stranger=201, bound=201),
+    ("GET", "/v1/budgets"): Route("billing"),
+    ("GET", "/v1/budgets/{budget_id}"): Route("billing", "/v1/budgets/{budget}", stranger=404),
+    ("PATCH", "/v1/budgets/{budget_id}"): Route(
+        "billing", "/v1/budgets/{budget}", {"hard_limit_usd": "2"}, stranger=404
+    ),
+    ("DELETE", "/v1/budgets/{budget_id}"): Route("billing", "/v1/budgets/{new_budget}", stranger=404),
+    ("GET", "/v1/limits"): Route("billing"),
     ("GET", "/errors/{code}"): Route(None, "/errors/timeout"),
     **{("GET", path): Route() for path in ("/livez", "/readyz", "/health", "/metrics", "/llms.txt", "/openapi.json")},
     **{("GET", path): Route() for path in ("/docs", "/redoc", "/static/redoc.js")},
@@ -108,17 +146,14 @@ async def mallory(world: World) -> Tenant:
 
 
 @pytest.fixture
-def names(server: Server, alice: Tenant) -> dict[str, str]:
-    """What Alice owns, for the paths of the table."""
-    made = Answer(*server.request("POST", "/v1/api_keys", body={"name": "hers"}, key=alice.secret)).json()
-    call = server.request("POST", "/v1/chat/completions", body=CHAT, key=alice.secret)
-    return {"key": made["id"], "call": call[1]["x-request-id"]}
+def names(server: Server, alice: Tenant) -> Names:
+    return Names(server, alice)
 
 
 def ask(server: Server, row: tuple[str, str], names: dict[str, str], *, key: str = "", **headers: str) -> Answer:
     route = TABLE[row]
-    path = (route.path or row[1]).format(**names)
-    return Answer(*server.request(row[0], path, body=route.body, key=key, headers=headers))
+    path = (route.path or row[1]).format_map(names)
+    return Answer(*server.request(row[0], path, body=_with_fresh(route.body), key=key, headers=headers))
 
 
 async def test_every_route_is_in_the_table() -> None:
@@ -158,7 +193,7 @@ WRONG = {
 @pytest.mark.parametrize("row", CLOSED, ids=" ".join)
 @pytest.mark.parametrize("kind", WRONG)
 async def test_no_key_and_what_is_none_are_refused(server: Server, row: tuple[str, str], kind: str) -> None:
-    answer = ask(server, row, {"key": "key_x", "call": "req_x"}, **WRONG[kind])
+    answer = ask(server, row, UNKNOWN, **WRONG[kind])
     check(answer, 401, "invalid_api_key")
     for value in WRONG[kind].values():
         assert len(value) < 20 or value.removeprefix("Bearer ") not in answer.body.decode()
@@ -190,7 +225,7 @@ async def test_every_other_scope_is_not_enough(
     assert scope is not None
     only = await world.key_of(alice.organization_id, alice.project_id, scopes=frozenset({scope}))
     # Nobody changes a key that may do more than theirs.
-    expected = TABLE[row].good if row[0] != "PATCH" else 403
+    expected = 403 if row == ("PATCH", "/v1/api_keys/{key_id}") else TABLE[row].good
     assert ask(server, row, names, key=only.secret).status == expected
 
 
@@ -229,4 +264,6 @@ async def test_mallory_reaches_nothing_of_alices(
         *(names.values() if answer.status < 400 else ()),
     ):
         assert hers not in text
+    budget = Answer(*server.request("GET", f"/v1/budgets/{names['budget']}", key=alice.secret)).json()
+    assert budget["hard_limit_usd"] == "1.00"
     assert Answer(*server.request("GET", f"/v1/api_keys/{names['key']}", key=alice.secret)).json()["name"] == "hers"

@@ -21,6 +21,7 @@ name = "far"
 base_url = "{url}"
 connect_timeout_s = 2
 first_token_timeout_s = 2
+breaker.enabled = false
 [[upstreams]]
 name = "gone"
 base_url = "http://127.0.0.1:9/v1"
@@ -30,6 +31,7 @@ backend = "sandbox"
 [[models]]
 id = "far"
 targets = [{{ upstream = "far" }}]
+route.retry.attempts = 1
 [[models]]
 id = "gone"
 targets = [{{ upstream = "gone" }}]

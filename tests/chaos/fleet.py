@@ -74,6 +74,32 @@ async def load(server: Server, key: str, *, clients: int, text: str = "[[tokens:
         await asyncio.gather(*tasks)
 
 
+@asynccontextmanager
+async def steady(server: Server, key: str, *, per_second: int, model: str) -> AsyncIterator[Seen]:
+    """Calls at a steady rate, however long each takes, half of them streaming, until the block ends."""
+    seen, stop = Seen(), asyncio.Event()
+    pool = httpx.Limits(max_connections=1_000, max_keepalive_connections=100)
+    under_way: set[asyncio.Task[str]] = set()
+
+    async def pace() -> None:
+        began_s, number = time.monotonic(), 0
+        while not stop.is_set():
+            task = asyncio.create_task(chat(http, key, seen, stream=number % 2 == 0, model=model))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            number += 1
+            await asyncio.sleep(max(began_s + number / per_second - time.monotonic(), 0))
+
+    async with httpx.AsyncClient(base_url=server.base_url, timeout=60, limits=pool) as http:
+        pacing = asyncio.create_task(pace())
+        try:
+            yield seen
+        finally:
+            stop.set()
+            await pacing
+            await asyncio.gather(*under_way)
+
+
 def new_key(server: Server, **options: Any) -> str:
     """The secret of a new key, which no cache holds yet."""
     key = server.credentials["api_key"]

@@ -12,7 +12,16 @@ import pytest
 from modelport.backends.anthropic import AnthropicBackend
 from modelport.calls import Call, Caller, Delta, Operation, Original, Usage
 from modelport.dialect.openai import fold
-from modelport.errors import BadRequest, CallTimeout, ModelportError, Overloaded, UpstreamFailed, UpstreamRejected
+from modelport.errors import (
+    BadRequest,
+    CallTimeout,
+    ModelportError,
+    Overloaded,
+    UpstreamFailed,
+    UpstreamLimited,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+)
 from modelport.kit.clock import ManualClock
 from modelport.requests import ChatRequest, CompletionRequest
 from modelport.settings import UpstreamSettings
@@ -62,7 +71,7 @@ def chat(*, original: dict[str, Any] | None = None, headers: dict[str, str] | No
 
 def passing(**body: Any) -> Call:
     """A call that came in through `/v1/messages`."""
-    return chat(original={**ORIGINAL, **body}, max_tokens=50, **body)
+    return chat(original={**ORIGINAL, **body}, **{"max_tokens": 50, **body})
 
 
 @pytest.fixture
@@ -248,7 +257,7 @@ class TestPassing:
         self, upstream: Upstream, backend: AnthropicBackend
     ) -> None:
         events = message_stream(text_block(0, ["word " * 80, "word " * 80]))
-        for call in (passing(stream=True), chat(stream=True)):
+        for call in (passing(stream=True, max_tokens=900), chat(stream=True)):
             upstream.plan(then(stream_answer(events[:4], end=False), hang()))
             stream = backend.stream(call, model="m", max_output_tokens=None)
             text = b""
@@ -261,6 +270,14 @@ class TestPassing:
             await stream.aclose()
         await wait_until(lambda: upstream.open == 0, "the upstream sees the hang-ups")
 
+    async def test_no_estimate_exceeds_what_the_server_was_allowed(
+        self, upstream: Upstream, backend: AnthropicBackend
+    ) -> None:
+        """A budget's ceiling would cut the answer off."""
+        upstream.plan(stream_answer(message_stream(text_block(0, ["word " * 80]))))
+        deltas = await answer(backend, passing(stream=True))
+        assert max(delta.usage.output_tokens for delta in deltas if delta.usage is not None) <= 50
+
 
 class TestFailures:
     @pytest.mark.parametrize(
@@ -269,10 +286,10 @@ class TestFailures:
             (refusal(400, "invalid_request_error"), UpstreamRejected, 400),
             (refusal(413, "request_too_large"), UpstreamRejected, 413),
             (refusal(404, "not_found_error"), UpstreamRejected, 404),
-            (refusal(401, "authentication_error"), UpstreamFailed, 502),
-            (refusal(402, "billing_error"), UpstreamFailed, 502),
-            (refusal(403, "permission_error"), UpstreamFailed, 502),
-            (refusal(429, "rate_limit_error", retry_after="7"), Overloaded, 503),
+            (refusal(401, "authentication_error"), UpstreamMisconfigured, 502),
+            (refusal(402, "billing_error"), UpstreamMisconfigured, 502),
+            (refusal(403, "permission_error"), UpstreamMisconfigured, 502),
+            (refusal(429, "rate_limit_error", retry_after="7"), UpstreamLimited, 503),
             (refusal(529, "overloaded_error"), Overloaded, 503),
             (refusal(500, "api_error"), UpstreamFailed, 502),
             (refusal(504, "timeout_error"), CallTimeout, 504),
@@ -303,6 +320,7 @@ class TestFailures:
         ("tail", "kind"),
         [
             ([error_frame("overloaded_error")], Overloaded),
+            ([error_frame("rate_limit_error")], UpstreamLimited),
             ([error_frame("api_error")], UpstreamFailed),
             ([b"event: content_block_delta\ndata: {no\n\ndata: {no\n\n"], UpstreamFailed),
             ([b"data: 5\n\n"], UpstreamFailed),

@@ -84,19 +84,29 @@ name = "claude"
 kind = "anthropic"
 base_url = "{claude.url}"
 api_key_env = "CLAUDE_KEY"
+breaker.enabled = false
 
 [[upstreams]]
 name = "gpt"
 base_url = "{gpt.url}"
+breaker.enabled = false
 
 [[models]]
 id = "claude"
 targets = [{{ upstream = "claude", model = "claude-upstream" }}]
+route.retry.attempts = 1
 prices = {{ input_usd_per_mtok = "3", cached_usd_per_mtok = "0.3", output_usd_per_mtok = "15" }}
 
 [[models]]
 id = "gpt"
 targets = [{{ upstream = "gpt", model = "upstream-model" }}]
+route.retry.attempts = 1
+
+[[models]]
+id = "both"
+targets = [{{ upstream = "claude", model = "claude-upstream" }}]
+fallbacks = ["gpt"]
+route.retry.attempts = 2
 """
         server = Server(tmp_path_factory.mktemp("upstreams"), config=config, env={"CLAUDE_KEY": "sk-claude"})
         await asyncio.to_thread(server.start)
@@ -203,6 +213,42 @@ async def test_anthropic_itself_counts_and_others_are_estimated(scene: Scene) ->
     estimated = await scene.anthropic.messages.count_tokens(model="gpt", messages=QUESTION)
     assert estimated.input_tokens > 0
     assert not scene.gpt.requests
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_fallback_of_the_other_dialect_answers_in_the_callers(scene: Scene, stream: bool) -> None:
+    """The original goes to the one, the translation to the other; the answer names the model that gave it."""
+    scene.claude.plan(refusal(529, "overloaded_error"))
+    scene.gpt.plan(stream_answer(chat_events(["Hello", "."])) if stream else json_answer(COMPLETION))
+    asked: Any = {"model": "both", "max_tokens": 9, "messages": QUESTION}
+    if stream:
+        async with scene.anthropic.messages.stream(**asked) as events:
+            message = await events.get_final_message()
+            headers = events.response.headers
+    else:
+        raw_answer = await scene.anthropic.messages.with_raw_response.create(**asked)
+        message, headers = await raw_answer.parse(), raw_answer.headers
+    assert message.content[0].to_dict() == {"type": "text", "text": "Hello."}
+    assert message.model == "gpt"
+    assert (headers["x-model-requested"], headers["x-model-served"]) == ("both", "gpt")
+    assert headers["x-fallback"]
+    assert scene.claude.requests[0].json()["messages"] == QUESTION
+    assert scene.gpt.requests[0].json()["max_tokens"] == 9
+
+
+async def test_a_spent_budget_is_told_as_anthropics_sdk_knows_it(scene: Scene) -> None:
+    def spend_nothing() -> str:
+        owner = scene.server.credentials["api_key"]
+        made = json.loads(scene.server.request("POST", "/v1/api_keys", body={"name": "poor"}, key=owner)[2])
+        budget = {"scope": "key", "target": made["id"], "period": "total", "hard_limit_usd": "0.000001"}
+        assert scene.server.request("POST", "/v1/budgets", body=budget, key=owner)[0] == 201
+        return str(made["key"])
+
+    poor = scene.anthropic.with_options(api_key=await asyncio.to_thread(spend_nothing))
+    with pytest.raises(anthropic.PaymentRequiredError) as refused:
+        await poor.messages.create(model="claude", max_tokens=900, messages=QUESTION)
+    assert refused.value.type == "billing_error"
+    assert not scene.claude.requests
 
 
 async def test_a_refusal_of_the_model_is_told(scene: Scene) -> None:

@@ -29,6 +29,7 @@ api_key_env = "PRIMARY_KEY"
 [[models]]
 id = "gpt-demo"
 targets = [{{ upstream = "primary", model = "gpt-4o-mini" }}]
+route.retry.attempts = 1
 prices = {{ input_usd_per_mtok = "0.15", output_usd_per_mtok = "0.60" }}
 """
 

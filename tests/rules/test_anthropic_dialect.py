@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from modelport.calls import Usage
+from modelport.calls import Call, Caller, Operation, Usage
 from modelport.dialect.anthropic import vocabulary
 from modelport.dialect.anthropic.folding import fold
 from modelport.dialect.anthropic.shapes import MessagesRequest, check_version, read_version
@@ -28,6 +28,18 @@ USED = Usage(input_tokens=9, output_tokens=4, cached_tokens=3)
 # Before anything is known.
 NOTHING = Usage()
 EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
+CALL = Call(
+    id="req_" + "1" * 32,
+    caller=Caller("org_a", "proj_a", "key_a", "live", frozenset({"inference"}), "free"),
+    endpoint="/v1/messages",
+    operation=Operation.CHAT,
+    model="m",
+    request=None,
+    fields={},
+    started_us=0,
+    started_s=0.0,
+    deadline_s=600.0,
+)
 PIXEL = "iVBORw0KGgo="
 
 
@@ -424,7 +436,7 @@ def check_order(events: list[Event]) -> list[dict[str, Any]]:
 
 
 def answer_of(*chunks: Any) -> list[Event]:
-    writer = EventWriter(id="msg_1", model="m")
+    writer = EventWriter(CALL)
     events = [item for chunk in chunks for item in writer.feed(event(chunk), NOTHING)]
     return events + writer.end(USED)
 
@@ -455,7 +467,7 @@ class TestAnswerToEvents:
         }
 
     def test_the_first_piece_of_words_is_sent_at_once(self) -> None:
-        writer = EventWriter(id="msg_1", model="m")
+        writer = EventWriter(CALL)
         events = writer.feed(event(chat_chunk({"content": "Hel"})), USED)
         assert [item["type"] for item in events] == ["message_start", "content_block_start", "content_block_delta"]
         assert events[0]["message"]["usage"]["input_tokens"] == 6
@@ -532,7 +544,7 @@ class TestAnswerToEvents:
         whole = {
             "choices": [{"index": 0, "message": {"content": "x", "tool_calls": [call]}, "finish_reason": "tool_calls"}]
         }
-        writer = EventWriter(id="msg_1", model="m")
+        writer = EventWriter(CALL)
         events = writer.feed_whole(msgspec.json.encode(whole), NOTHING) + writer.end(USED)
         streamed = answer_of(
             chat_chunk({"content": "x"}), tool_chunk(0, '{"a":1}', name="f0"), chat_chunk({}, finish="tool_calls")

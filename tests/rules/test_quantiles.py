@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelport.metering.rules import Bucket, bucket_end, bucket_start, quantiles, resolution
+from modelport.kit.calendar import Bucket, bucket_end, bucket_start
+from modelport.metering.rules import quantiles, resolution
 
 _values = st.lists(st.integers(0, 1_000), min_size=1, max_size=200)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from modelport.catalog.configured import all_models
+from modelport.catalog.configured import all_models, check_fallbacks
 from modelport.catalog.handover import read_settings, write_settings
 from modelport.cli.settings import masked
 from modelport.settings import ModelSettings, Settings, load
@@ -118,3 +118,21 @@ def test_secrets_are_masked_where_settings_are_shown() -> None:
         "database": {"url": "postgresql://me:***@db/modelport"},
         "upstreams": [{"api_key_env": "PRIMARY_KEY", "headers": {"Authorization": "***", "x-team": "blue"}}],
     }
+
+
+@pytest.mark.parametrize(("name", "why"), [("nobody", "not configured"), ("m", "itself"), ("sandbox", None)])
+@pytest.mark.parametrize("place", ["fallbacks", "context", "rate_limit"])
+def test_fallbacks_lead_to_models_that_there_are(tmp_path: Path, name: str, why: str | None, place: str) -> None:
+    general = f"fallbacks = ['{name}']" if place == "fallbacks" else f"route.fallbacks.{place} = ['{name}']"
+    settings = load(toml(tmp_path, f"[[models]]\nid = 'm'\nbackend = 'sandbox'\n{general}\n"))
+    if why is None:
+        check_fallbacks(settings)
+    else:
+        with pytest.raises(ValueError, match=why):
+            check_fallbacks(settings)
+
+
+@pytest.mark.parametrize("hedge", ["{}", "{ quantile = 0.9, after_s = 1 }"], ids=["neither", "both"])
+def test_a_hedge_has_one_instant(tmp_path: Path, hedge: str) -> None:
+    with pytest.raises(ValidationError, match="either quantile or after_s"):
+        load(toml(tmp_path, f"[[models]]\nid = 'm'\nbackend = 'sandbox'\nroute.hedge = {hedge}\n"))

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from modelport.kit.clock import SystemClock
 from modelport.state.open import open_state
-from modelport.state.protocol import Bucket, State, Taken
+from modelport.state.protocol import PURSE, Bucket, State, Taken
 
 CLIENTS = 16
 TRIES = 25
 HELD = Bucket("org:held", "calls", 10, 0, 1)
+MONEY = Bucket("bud:spent", "budget", 1_000, PURSE, 10)
 
 
 def open_shared(place: str, namespace: str) -> State:
@@ -76,6 +77,16 @@ async def _hold(state: State, count: int) -> None:
     await asyncio.Event().wait()
 
 
+async def _spend(state: State, count: int) -> None:
+    """Hold `count` times, and settle half of them at their full price."""
+    held = [await state.take(str(number), [MONEY]) for number in range(count)]
+    assert all(taken.allowed for taken in held)
+    for taken in held[: count // 2]:
+        await state.settle(taken, [MONEY.amount])
+    _say("ready")
+    await asyncio.Event().wait()
+
+
 async def _listen(state: State, count: int) -> None:
     async with state.subscribe("news") as subscription:
         _say("ready")
@@ -90,7 +101,12 @@ def _say(what: object) -> None:
     print(what, flush=True)
 
 
-_ACTIONS: dict[str, Callable[[State, int], Awaitable[None]]] = {"burst": _burst, "hold": _hold, "listen": _listen}
+_ACTIONS: dict[str, Callable[[State, int], Awaitable[None]]] = {
+    "burst": _burst,
+    "hold": _hold,
+    "spend": _spend,
+    "listen": _listen,
+}
 
 
 async def main(place: str, namespace: str, action: str, count: str = "0") -> None:

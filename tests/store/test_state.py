@@ -15,14 +15,10 @@ from hypothesis import strategies as st
 
 from modelport.errors import StateUnavailable
 from modelport.kit.clock import ManualClock
-from modelport.state.memory import MemoryState
 from modelport.state.protocol import HOLD_RETRY_S, MAX_MESSAGE_BYTES, Bucket, State, Subscription, Taken
-from modelport.state.redis import RedisState
-from modelport.state.sqlite import SqliteState
 from modelport.state.windows import Window, changes, sub_window_us, take_all
+from tests.store.states import KINDS, two_states
 from tests.waiting import wait_until
-
-_namespaces = (f"conformance{number}" for number in itertools.count())
 
 
 @dataclass
@@ -40,16 +36,10 @@ class World:
         await wait_until(gone, "what has expired is gone")  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=KINDS)
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     clock, kind = ManualClock(), str(request.param)
-    if kind == "memory":
-        states: list[State] = [MemoryState(clock)] * 2
-    elif kind == "sqlite":
-        states = [SqliteState(tmp_path / "state.db", clock) for _ in range(2)]
-    else:
-        url, namespace = request.getfixturevalue("redis_url"), next(_namespaces)
-        states = [RedisState(url, namespace=namespace, clock=clock) for _ in range(2)]
+    states = two_states(kind, clock, request, tmp_path)
     async with AsyncExitStack() as stack:
         for state in states:
             await state.start()

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import hiredis
 import pytest
 
 from modelport.errors import StateUnavailable
@@ -15,6 +14,7 @@ from modelport.state.protocol import Bucket, Subscription
 from modelport.state.redis import RedisState
 from modelport.state.redis_address import parse_address
 from tests.services import Service, free_port, start_redis
+from tests.store.redis_command import redis_command
 from tests.waiting import wait_until
 
 _RATE = Bucket("org:rpm", "rpm", 1_000, 3_600, 1)
@@ -129,7 +129,7 @@ async def test_takes_and_settlements_cut_off_in_flight_leave_no_wrong_hold(
 async def test_a_fence_never_has_an_earlier_value_again(state: RedisState, redis_service: Service) -> None:
     seen = [(await state.take("c", [], fence="keys")).fence, await state.raise_fence("keys")]
     for _ in range(2):
-        await _flush(redis_service, "FLUSHALL")
+        await redis_command(redis_service, "FLUSHALL")
         seen.append((await state.take("c", [], fence="keys")).fence)
         seen.append(await state.raise_fence("keys"))
     assert seen == sorted(set(seen))
@@ -137,10 +137,10 @@ async def test_a_fence_never_has_an_earlier_value_again(state: RedisState, redis
 
 async def test_flushed_scripts_and_data_are_put_back(state: RedisState, redis_service: Service) -> None:
     held = await state.take("c", [_CALLS])
-    await _flush(redis_service, "SCRIPT", "FLUSH")
+    await redis_command(redis_service, "SCRIPT", "FLUSH")
     assert (await state.take("c", [_CALLS])).levels[0].remaining == 1
     await state.settle(held, [1])
-    await _flush(redis_service, "FLUSHALL")
+    await redis_command(redis_service, "FLUSHALL")
     assert (await state.take("c", [_CALLS])).levels[0].remaining == 1
 
 
@@ -209,13 +209,3 @@ def test_a_wrong_url_says_what_is_wrong_and_never_the_password() -> None:
         with pytest.raises(ValueError) as raised:
             parse_address(url)
         assert "pw" not in str(raised.value)
-
-
-async def _flush(service: Service, *command: str) -> None:
-    """Run a command of somebody else's on this Redis."""
-    port = int(service.url.rpartition(":")[2].partition("/")[0])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(hiredis.pack_command(command))  # type: ignore[arg-type]
-    assert await reader.readline() == b"+OK\r\n"
-    writer.close()
-    await writer.wait_closed()

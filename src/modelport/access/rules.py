@@ -39,7 +39,10 @@ SCOPES: dict[str, str] = {
     "prompts": "Manage and render prompts.",
     "experiments": "Manage experiments and send feedback.",
     "organization": "Manage the organization, its projects and members, and read its audit log.",
+    "admin": "Operate the installation, across organizations: circuits.",
 }
+# What no customer is given: only a key that has it can give it on, and the first start's operator key is the first.
+OPERATOR_SCOPES = frozenset({"admin"})
 
 
 def make_key(mode: Mode) -> str:

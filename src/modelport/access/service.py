@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from modelport.access import grants, store
 from modelport.access.announce import announced
 from modelport.access.model import ApiKey, Grant, KeyChange, KeyPage, NewKey
-from modelport.access.rules import PREFIXES, SCOPES, hash_key, make_key
+from modelport.access.rules import OPERATOR_SCOPES, PREFIXES, SCOPES, hash_key, make_key
 from modelport.calls import Caller, Mode
 from modelport.db.engine import Database
 from modelport.errors import BadRequest, Conflict, NotFound, PermissionDenied, Unauthenticated, Unprocessable
@@ -53,8 +53,12 @@ class KeyIssuer:
     async def issue_full(
         self, conn: AsyncConnection, *, organization_id: str, project_id: str, name: str, mode: Mode, operator: bool
     ) -> str:
-        """The secret of a new key with every scope, for an installation's or an organization's first key."""
-        new = NewKey(name, Grant(mode=mode, scopes=frozenset(SCOPES)))
+        """The secret of a new key with every scope, for an installation's or an organization's first key.
+
+        What is for operators alone only an operator's key gets.
+        """
+        scopes = frozenset(SCOPES) if operator else frozenset(SCOPES) - OPERATOR_SCOPES
+        new = NewKey(name, Grant(mode=mode, scopes=scopes))
         _, secret = await self.issue(
             conn, new, organization_id=organization_id, project_id=project_id, operator=operator
         )

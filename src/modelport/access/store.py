@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelport.access.grants import CHANGEABLE
 from modelport.access.model import ApiKey, Grant, KeyHolder
-from modelport.calls import Caller, Limits
-from modelport.db.schema import api_keys, organizations, plans, projects
+from modelport.calls import Budget, Caller, Limits
+from modelport.db.schema import api_keys, budgets, organizations, plans, projects
 
 Order = Literal["asc", "desc"]
 
@@ -27,10 +27,24 @@ _HOLDER = (
         *(sa.func.coalesce(organizations.c[name], plans.c[name]).label(f"organization_{name}") for name in _LIMITS),
         organizations.c.plan_id,
         plans.c.discount_basis_points,
+        # Most organizations have no budgets, and their keys are spared the second query.
+        sa.exists().where(budgets.c.organization_id == organizations.c.id).label("has_budgets"),
     )
     .join_from(api_keys, organizations, api_keys.c.organization_id == organizations.c.id)
     .join(plans, organizations.c.plan_id == plans.c.id)
     .where(api_keys.c.hash == sa.bindparam("key_hash"))
+)
+_BUDGETS = (
+    sa.select(*(budgets.c[name] for name in Budget.__slots__))
+    .where(
+        budgets.c.organization_id == sa.bindparam("organization"),
+        sa.or_(
+            budgets.c.scope.in_(("organization", "tag")),
+            sa.and_(budgets.c.scope == "project", budgets.c.target == sa.bindparam("project")),
+            sa.and_(budgets.c.scope == "key", budgets.c.target == sa.bindparam("key")),
+        ),
+    )
+    .order_by(budgets.c.id)
 )
 _TOUCH = (
     sa.update(api_keys)
@@ -60,9 +74,15 @@ async def insert_key(conn: AsyncConnection, *, key: ApiKey) -> None:
 
 
 async def find_holder(conn: AsyncConnection, *, key_hash: str) -> KeyHolder | None:
-    """Whose key this is and what it may do, in one query; None when nobody's."""
+    """Whose key this is and what it may do; None when nobody's. One query, and one for budgets where there are any."""
     row = (await conn.execute(_HOLDER, {"key_hash": key_hash})).mappings().one_or_none()
-    return None if row is None else _holder(row)
+    if row is None:
+        return None
+    found: tuple[Budget, ...] = ()
+    if row["has_budgets"] and row["mode"] == "live":
+        facts = {"organization": row["organization_id"], "project": row["project_id"], "key": row["id"]}
+        found = tuple(Budget(**line) for line in (await conn.execute(_BUDGETS, facts)).mappings())
+    return _holder(row, _budgets_of(found))
 
 
 async def find_key(conn: AsyncConnection, *, organization_id: str, key_id: str) -> ApiKey | None:
@@ -149,7 +169,7 @@ def _key(row: RowMapping) -> ApiKey:
     )
 
 
-def _holder(row: RowMapping) -> KeyHolder:
+def _holder(row: RowMapping, budgets: tuple[Budget, ...]) -> KeyHolder:
     """Key rings hold many of these, so what callers have in common is the same object."""
     caller = Caller(
         organization_id=sys.intern(row["organization_id"]),
@@ -163,6 +183,7 @@ def _holder(row: RowMapping) -> KeyHolder:
         models=None if row["models"] is None else _set_of(tuple(row["models"])),
         operator=row["operator"],
         discount_basis_points=row["discount_basis_points"],
+        budgets=budgets,
     )
     allowed_ips = None if row["allowed_ips"] is None else tuple(row["allowed_ips"])
     return KeyHolder(caller, allowed_ips, row["expires_us"], row["revoked_us"])
@@ -172,6 +193,11 @@ def _holder(row: RowMapping) -> KeyHolder:
 @lru_cache(maxsize=4096)
 def _set_of(members: tuple[str, ...]) -> frozenset[str]:
     return frozenset(members)
+
+
+@lru_cache(maxsize=4096)
+def _budgets_of(found: tuple[Budget, ...]) -> tuple[Budget, ...]:
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from modelport.dialect.anthropic.wire import write
 from modelport.errors import ModelportError, Overloaded, QuotaExceeded
 
 # Where Anthropic's status for the same trouble is another one, which its SDKs have classes for.
-_STATUSES: dict[type[ModelportError], int] = {Overloaded: 529, QuotaExceeded: 402}
+_STATUSES = ((Overloaded, 529), (QuotaExceeded, 402))
 _TYPES = {
     401: "authentication_error",
     402: "billing_error",
@@ -29,7 +29,7 @@ _encode = msgspec.json.Encoder().encode
 
 def status_of(error: ModelportError) -> int:
     """The status of the answer."""
-    return _STATUSES.get(type(error), error.status)
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), error.status)
 
 
 def type_of(status: int) -> str:

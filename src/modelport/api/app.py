@@ -11,7 +11,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
 
-from modelport.api import documents, health, keys, models, usage
+from modelport.api import admin, budgets, documents, health, keys, limits, models, usage
 from modelport.api.edge import Edge
 from modelport.api.failures import failure
 from modelport.api.platform import Platform
@@ -27,7 +27,7 @@ def described(public_url: str = "") -> FastAPI:
     rest = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, title="Modelport")
     rest.state.public_url = public_url
     rest.state.hot_routes = tuple(route for route, _ in HOT)
-    for module in (models, keys, usage, health, documents):
+    for module in (models, keys, usage, budgets, limits, admin, health, documents):
         rest.include_router(module.router)
     return rest
 

@@ -19,7 +19,15 @@ from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import levels_of
 from modelport.api.wire import Headers, Wire
-from modelport.errors import BadRequest, CallCancelled, Internal, MethodNotAllowed, ModelportError, Unavailable
+from modelport.errors import (
+    BadRequest,
+    BudgetExceeded,
+    CallCancelled,
+    Internal,
+    MethodNotAllowed,
+    ModelportError,
+    Unavailable,
+)
 from modelport.observe.logs import access_line
 from modelport.observe.logs import request_id as current_request_id
 
@@ -37,7 +45,7 @@ _EXPOSED = b", ".join(
         b"ratelimit, ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset",
         b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests",
         b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens",
-        b"deprecation, sunset, link, traceparent",
+        b"deprecation, sunset, link, traceparent, x-attempts, x-fallback",
         *ANTHROPIC_NAMES,
     ]
 )
@@ -98,6 +106,8 @@ class Edge:
             await self._fail(exchange, Internal())
 
     async def _fail(self, exchange: Exchange, error: ModelportError, *, headers: Headers | None = None) -> None:
+        if isinstance(error, BudgetExceeded) and exchange.style == "openai":
+            error = error.as_quota()
         if error.internal is not None or error.status >= 500:
             log.warning("call_error", request_id=exchange.request_id, code=error.code, internal=error.internal)
         # The class's own: an upstream's refusal brings a code of its own, and a label must not be anybody's word.

@@ -63,8 +63,14 @@ ADVICE: dict[str, tuple[str, str]] = {
         "than the whole limit and can never pass.",
     ),
     "insufficient_quota": (
-        "The budget for this key, project or organization is spent.",
-        "Raise the budget or wait for its next period. Retrying does not help.",
+        "A budget of this key, project, organization or tag is spent, or has less left than the shortest answer can "
+        "cost. Nothing was run and nothing is charged.",
+        "Raise the budget (`PATCH /v1/budgets/{id}`) or wait for its next period. Retrying does not help.",
+    ),
+    "budget_exceeded": (
+        "A budget has too little left for this call: `insufficient_quota` on routes that aren't OpenAI's. Nothing was "
+        "run and nothing is charged.",
+        "Raise the budget (`PATCH /v1/budgets/{id}`) or wait for its next period. Retrying does not help.",
     ),
     "call_cancelled": (
         "The client closed the connection before the answer was complete. It is seen only in usage records.",
@@ -89,6 +95,12 @@ ADVICE: dict[str, tuple[str, str]] = {
     "overloaded": (
         "The model's queue is full. It is bounded so that calls which are let in are answered in time.",
         "Send it again after `Retry-After`. Operators: more slots (`options.slots`), more workers or another target.",
+    ),
+    "circuit_open": (
+        "Every server behind the model failed so often, or was so slow, that it is left alone for a moment. Nothing "
+        "was run and nothing is charged.",
+        "Send it again after `Retry-After`: one call at a time is let through until the server is well again. "
+        "Operators: `GET /v1/admin/circuits`, the upstream's `breaker` settings, another target or a fallback.",
     ),
     "model_loading": (
         "The model's files are still being fetched or read.",

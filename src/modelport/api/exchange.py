@@ -185,8 +185,8 @@ class Exchange:
     def guard(self, interrupt: Interrupt) -> None:
         """Stop the call when the client hangs up or its time is over. Ended by `close`."""
         self.interrupt = interrupt
-        interrupt.expire_with(self.platform.corridor.deadlines)
-        self.wire.watch(lambda: interrupt.fire(CallCancelled()))
+        interrupt.arm()
+        self.wire.watch(interrupt.hang_up)
 
     def close(self) -> None:
         """The request is over: nobody is watched any more, nothing is left to stop."""

@@ -16,6 +16,9 @@ from modelport.errors import ModelportError, UpstreamFailed
 from modelport.inference.corridor import SCOPE, Run
 from modelport.kit.money import format_usd
 from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from modelport.routing.override import HEADER, METADATA
+
+_ROUTE = HEADER.encode()
 
 
 class Voice(NamedTuple):
@@ -59,6 +62,7 @@ async def _generate(exchange: Exchange, operation: Operation, type_: type[Any]) 
 
 def new_call(exchange: Exchange, caller: Caller, *, operation: Operation, request: Any, fields: Any) -> Call:
     """The call of a request whose body was parsed. Raises: BadRequest for bad metadata."""
+    metadata = metadata_tags(request.metadata)
     return Call(
         id=exchange.request_id,
         caller=caller,
@@ -72,8 +76,9 @@ def new_call(exchange: Exchange, caller: Caller, *, operation: Operation, reques
         deadline_s=exchange.started_s + exchange.platform.settings.server.call_timeout_s,
         stream=bool(getattr(request, "stream", False)),
         version=getattr(request, "model_version", None),
-        metadata=metadata_tags(request.metadata),
+        metadata=metadata,
         traceparent=exchange.traceparent.decode(),
+        route=exchange.header(_ROUTE) or metadata.get(METADATA, ""),
     )
 
 
@@ -106,7 +111,8 @@ async def stream(
             first = await anext(deltas, None)
         if first is None:
             raise UpstreamFailed("The model ended without an answer.")
-        await exchange.start_stream(served_headers(exchange, run))
+        headers = served_headers(exchange, run)
+        await exchange.start_stream(headers if run.paid is None else headers + budget_headers(run))
         await exchange.send(first.raw)
         await _pass_on(exchange, deltas, voice.silence)
         last = voice.ending()
@@ -162,14 +168,30 @@ class Silence:
 
 def served_headers(exchange: Exchange, run: Run) -> Headers:
     """What answered, and how long it took until now."""
-    served = run.plan.served
-    return [
-        (b"x-model-requested", run.call.model.encode("latin-1", "replace")),
+    attempts = run.attempts
+    served = attempts.plan.served
+    headers = [
+        (b"x-model-requested", run.requested.encode("latin-1", "replace")),
         (b"x-model-served", served.model.encode()),
         (b"x-model-version", served.version.encode()),
         (b"openai-processing-ms", b"%d" % round(exchange.elapsed_s() * 1000)),
     ]
+    if attempts.records is not None:
+        headers.append((b"x-attempts", b"%d" % attempts.count))
+        if attempts.fallback is not None:
+            headers.append((b"x-fallback", attempts.fallback.value.encode()))
+    return headers
 
 
 def cost_headers(exchange: Exchange, run: Run) -> Headers:
-    return [(b"x-cost-usd", format_usd(run.cost_nanos).encode())]
+    """What the answer cost, and what it left."""
+    cost = [(b"x-cost-usd", format_usd(run.cost_nanos).encode())]
+    return cost if run.paid is None else cost + budget_headers(run, ended=True)
+
+
+def budget_headers(run: Run, *, ended: bool = False) -> Headers:
+    """What further calls could spend of the tightest budget: beside this one's reservation, or once it has ended."""
+    if run.paid is None:
+        return []
+    left = run.paid.left_nanos(run.cost_nanos if ended else None)
+    return [] if left is None else [(b"x-budget-remaining-usd", format_usd(left).encode())]

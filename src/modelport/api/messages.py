@@ -43,7 +43,7 @@ async def messages(exchange: Exchange) -> None:
     run = await platform.corridor.admit(call, secret)
     exchange.levels = run.reservation.levels
     exchange.guard(run.interrupt)
-    writer = EventWriter(id=f"msg_{call.id[4:]}", model=call.model)
+    writer = EventWriter(call)
     await (_stream(exchange, run, writer) if call.stream else _answer(exchange, run, writer))
 
 

@@ -19,6 +19,7 @@ _TAGS = [
     {"name": "Models", "description": "What can be called."},
     {"name": "API keys", "description": "Keys, their scopes and limits."},
     {"name": "Usage", "description": "What was called, by whom, and what it cost."},
+    {"name": "Operation", "description": "What operators see of the installation."},
     {"name": "Health", "description": "For load balancers and people on call."},
     {"name": "Documents", "description": "This document and the error catalogue."},
 ]
@@ -46,6 +47,7 @@ class HotRoute:
     stream_example: str = ""
     multipart: bool = False
     errors: ErrorStyle = "problem"
+    openai: bool = True
 
 
 def build(app: FastAPI) -> dict[str, Any]:
@@ -90,7 +92,9 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"application/json": {"schema": route.response_schema, "example": route.response_example}}
     if route.stream_example:
         answer["text/event-stream"] = {"schema": {"type": "string"}, "example": route.stream_example}
-    statuses: tuple[int, ...] = (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504)
+    # A budget that is spent is 429 where OpenAI's SDKs expect it.
+    spent = () if route.openai else (402,)
+    statuses: tuple[int, ...] = (400, 401, *spent, 403, 404, 413, 415, 429, 500, 502, 503, 504)
     if route.errors == "anthropic":
         statuses += (529,)
     return {

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from modelport.access.keyring import KeyRing
 from modelport.access.service import KeyService
+from modelport.budgets.service import BudgetService
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database
 from modelport.inference.admission import Admission
@@ -38,6 +39,7 @@ class Platform:
     keyring: KeyRing
     keys: KeyService
     limiter: Limiter
+    budgets: BudgetService
     admission: Admission
     catalog: Catalog
     corridor: Corridor

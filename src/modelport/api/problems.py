@@ -9,7 +9,8 @@ import math
 
 import msgspec
 
-from modelport.errors import LimitExceeded, ModelportError
+from modelport.errors import LimitExceeded, ModelportError, QuotaExceeded
+from modelport.kit.money import format_usd
 
 PROBLEM_TYPE = b"application/problem+json"
 _encode = msgspec.json.Encoder().encode
@@ -41,13 +42,16 @@ def stream_event(error: ModelportError) -> bytes:
 
 
 def retry_headers(error: ModelportError) -> list[tuple[bytes, bytes]]:
-    """`Retry-After` and its millisecond form, and `x-should-retry` where the SDKs would decide wrongly."""
+    """`Retry-After` and its millisecond form, `x-should-retry` where the SDKs would decide wrongly, and what is left of
+    a budget that refused."""
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None and error.should_retry is not False:
         headers.append((b"retry-after", b"%d" % max(math.ceil(error.retry_after_s), 1)))
         headers.append((b"retry-after-ms", b"%d" % max(math.ceil(error.retry_after_s * 1000), 1)))
     if error.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+    if isinstance(error, QuotaExceeded) and error.left_nanos is not None:
+        headers.append((b"x-budget-remaining-usd", format_usd(error.left_nanos).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="modelport"'))
     return headers

@@ -53,6 +53,7 @@ _REQUEST_ID = "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09"
 _BY_STATUS: dict[int, type[ModelportError]] = {
     400: tree.BadRequest,
     401: tree.Unauthenticated,
+    402: tree.BudgetExceeded,
     403: tree.PermissionDenied,
     404: tree.NotFound,
     409: tree.Conflict,

@@ -119,6 +119,7 @@ MESSAGES = HotRoute(
     response_schema=_OBJECT,
     stream_example='event: message_start\ndata: {…}\n\nevent: message_stop\ndata: {"type": "message_stop"}\n\n',
     errors="anthropic",
+    openai=False,
 )
 COUNT_TOKENS = HotRoute(
     path="/v1/messages/count_tokens",
@@ -132,6 +133,7 @@ COUNT_TOKENS = HotRoute(
     response_example={"input_tokens": 12},
     response_schema=_OBJECT,
     errors="anthropic",
+    openai=False,
 )
 PREDICT = HotRoute(
     path="/v1/predict",
@@ -151,6 +153,7 @@ PREDICT = HotRoute(
         "latency_ms": 1.204,
     },
     response_schema=_OBJECT,
+    openai=False,
 )
 CLASSIFY = HotRoute(
     path="/v1/images/classify",
@@ -169,6 +172,7 @@ CLASSIFY = HotRoute(
     },
     response_schema=_OBJECT,
     multipart=True,
+    openai=False,
 )
 
 HOT: tuple[tuple[HotRoute, Handler], ...] = (

@@ -14,9 +14,9 @@ from modelport.api.responses import errors
 from modelport.api.usage_bodies import ReceiptBody, UsageBody, receipt_body, row_body
 from modelport.calls import Caller
 from modelport.errors import BadRequest
+from modelport.kit.calendar import Bucket, bucket_start
 from modelport.kit.clock import parse_rfc3339
 from modelport.metering.queries import COLUMNS, UsageQuery
-from modelport.metering.rules import Bucket, bucket_start
 
 router = APIRouter(tags=["Usage"])
 DEFAULT_PERIOD_US = 30 * 86_400_000_000

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from modelport.kit.clock import rfc3339
 from modelport.kit.money import format_usd
+from modelport.metering.model import Attempt
 from modelport.metering.queries import Durations, UsageRow
 from modelport.metering.rules import PriceLine
 from modelport.metering.service import Receipt
@@ -92,15 +93,24 @@ class PriceLineBody(BaseModel):
 
 
 class AttemptBody(BaseModel):
-    """One try at answering the call."""
+    """One try at answering the call. Only the one that answered is charged."""
 
     backend: str
+    upstream: str | None = Field(
+        description="The server that was asked; null for a local model, and where the first attempt answered."
+    )
+    upstream_model: str | None = Field(description="Its own name for the model.")
     model: str
     version: str
     status: int
-    error_code: str | None
+    error_code: str | None = Field(description="`slower`: another attempt began to answer first.")
+    started_at: str
     latency_ms: float
     first_token_ms: float | None
+    why: str | None = Field(
+        description="What the attempt before it failed of (`failed`, `timeout`, `rate_limit`, …), or `hedge`: it was "
+        "begun beside a slow one. Null for the first."
+    )
 
 
 class ReceiptBody(BaseModel):
@@ -154,12 +164,16 @@ class ReceiptBody(BaseModel):
                     "attempts": [
                         {
                             "backend": "openai",
+                            "upstream": "primary",
+                            "upstream_model": "gpt-4o-mini",
                             "model": "gpt-demo",
                             "version": "1",
                             "status": 200,
                             "error_code": None,
+                            "started_at": "2026-11-01T10:00:00Z",
                             "latency_ms": 812.4,
                             "first_token_ms": 64.1,
+                            "why": None,
                         }
                     ],
                 }
@@ -236,15 +250,6 @@ def _line_body(line: PriceLine) -> PriceLineBody:
 def receipt_body(receipt: Receipt) -> ReceiptBody:
     """One call's receipt."""
     event = receipt.event
-    attempt = AttemptBody(
-        backend=event.backend,
-        model=event.model,
-        version=event.version,
-        status=event.status,
-        error_code=event.error_code,
-        latency_ms=event.latency_us / 1000,
-        first_token_ms=_ms(event.first_token_us),
-    )
     return ReceiptBody(
         id=event.call_id,
         object="request",
@@ -263,12 +268,28 @@ def receipt_body(receipt: Receipt) -> ReceiptBody:
         cached_tokens=event.cached_tokens,
         images=event.images,
         exact=event.exact,
-        latency_ms=attempt.latency_ms,
-        first_token_ms=attempt.first_token_ms,
+        latency_ms=event.latency_us / 1000,
+        first_token_ms=_ms(event.first_token_us),
         metadata=event.metadata,
         cost_usd=format_usd(event.cost_nanos),
         price_id=event.price_id,
         discount_basis_points=event.discount_basis_points,
         lines=[_line_body(line) for line in receipt.lines],
-        attempts=[attempt],
+        attempts=[_attempt_body(attempt) for attempt in receipt.attempts],
+    )
+
+
+def _attempt_body(attempt: Attempt) -> AttemptBody:
+    return AttemptBody(
+        backend=attempt.backend,
+        upstream=attempt.upstream or None,
+        upstream_model=attempt.upstream_model or None,
+        model=attempt.model,
+        version=attempt.version,
+        status=attempt.status,
+        error_code=attempt.error_code,
+        started_at=rfc3339(attempt.started_us),
+        latency_ms=attempt.latency_us / 1000,
+        first_token_ms=_ms(attempt.first_token_us),
+        why=attempt.why,
     )

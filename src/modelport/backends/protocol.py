@@ -59,3 +59,13 @@ class Backend(Protocol):
         Raises: BadRequest, Overloaded, ModelLoading, UpstreamFailed, UpstreamRejected, CallTimeout.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One backend that can answer for a version, and its own name for the model."""
+
+    backend: Backend
+    upstream_model: str
+    upstream: str = ""
+    weight: int = 1

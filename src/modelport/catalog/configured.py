@@ -11,3 +11,15 @@ def all_models(settings: Settings) -> list[ModelSettings]:
     configured = {row.id for row in settings.models}
     extra = [row for row in default_models() if row.id not in configured] if settings.default_models else []
     return [*settings.models, *extra]
+
+
+def check_fallbacks(settings: Settings) -> None:
+    """Raises: ValueError when a model falls back to one that there is not, a default one included, or to itself."""
+    rows = all_models(settings)
+    known = {row.id for row in rows}
+    for row in rows:
+        special = row.route.fallbacks
+        for name in (*row.fallbacks, *special.context, *special.content_policy, *special.rate_limit):
+            if name not in known or name == row.id:
+                why = "is itself" if name == row.id else "is not configured"
+                raise ValueError(f"model {row.id!r} falls back to {name!r}, which {why}")

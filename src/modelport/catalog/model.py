@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from modelport.backends.protocol import Backend
+from modelport.backends.protocol import Target
 from modelport.calls import ModelKind, Operation
 from modelport.settings import ModelSettings
 
@@ -14,16 +14,6 @@ OPERATIONS: dict[ModelKind, frozenset[Operation]] = {
     ModelKind.IMAGE: frozenset({Operation.PREDICT}),
     ModelKind.TABULAR: frozenset({Operation.PREDICT}),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One backend that can answer for a version, and its own name for the model."""
-
-    backend: Backend
-    upstream_model: str
-    upstream: str = ""
-    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,11 @@ def read(config: Path | None, **flags: Any) -> Settings:
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
+    from modelport.catalog.configured import check_fallbacks
     from modelport.settings import load
 
     try:
-        return load(config, **flags)
+        settings = load(config, **flags)
     except FileNotFoundError as error:
         raise WrongSettings(str(error), exit_code=2) from error
     except tomllib.TOMLDecodeError as error:
@@ -43,3 +44,8 @@ def read(config: Path | None, **flags: Any) -> Settings:
             f"  {'.'.join(str(part) for part in row['loc']) or 'settings'}: {row['msg']}" for row in error.errors()
         ]
         raise WrongSettings("these settings are not valid:\n" + "\n".join(lines), exit_code=2) from error
+    try:
+        check_fallbacks(settings)
+    except ValueError as error:
+        raise WrongSettings(f"these settings are not valid:\n  models: {error}", exit_code=2) from error
+    return settings

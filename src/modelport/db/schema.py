@@ -143,5 +143,25 @@ usage_events = sa.Table(
     sa.Column("latency_us", sa.BigInteger, nullable=False),
     sa.Column("first_token_us", sa.BigInteger),
     sa.Column("metadata", sa.JSON, nullable=False),
+    # One object for each attempt, where there was more than one or another model answered.
+    sa.Column("attempts", sa.JSON(none_as_null=True)),
     sa.Index("ix_usage_events_organization_id_started_us", "organization_id", "started_us"),
+)
+
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("organization_id", _Id, sa.ForeignKey("organizations.id"), nullable=False),
+    sa.Column("scope", sa.String(16), nullable=False),
+    # An id, or of a tag its name and value.
+    sa.Column("target", sa.String(600), nullable=False),
+    sa.Column("period", sa.String(8), nullable=False),
+    sa.Column("soft_nanos", _Nanos),
+    sa.Column("hard_nanos", _Nanos),
+    # The beginning of the last period in which somebody was told that a limit is near, and that it is reached.
+    sa.Column("approaching_us", _TimeUs),
+    sa.Column("reached_us", _TimeUs),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.UniqueConstraint("organization_id", "scope", "target", "period"),
 )

@@ -8,7 +8,7 @@ Source: OpenAI API reference (chat completion chunk object, completion object), 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -70,7 +70,8 @@ class ChunkWriter:
 
     __slots__ = ("_after", "_before", "_chat", "_include_usage", "_translated")
 
-    def __init__(self, call: Call, *, fingerprint: str) -> None:
+    def __init__(self, call: Call, *, fingerprint: str, like: Mapping[str, Any] | None = None) -> None:
+        """`like` is a chunk of the answer that somebody else began and this writer ends."""
         self._chat = call.operation is Operation.CHAT
         self._include_usage = call.stream and call.request.include_usage
         self._translated = call.original is not None
@@ -81,6 +82,8 @@ class ChunkWriter:
             "model": call.model,
             "system_fingerprint": fingerprint,
         }
+        if like is not None:
+            head = {name: like[name] for name in head if name in like}
         self._before = b"data: " + _encode(head)[:-1] + b',"choices":['
         self._after = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
 

@@ -1,14 +1,19 @@
-"""Who may come in: key, scope and limits, decided in one place for every door.
+"""Who may come in: key, scope, limits and budgets, decided in one place for every door.
 
 A revoked key is refused from the instant its revocation is committed: the take that every admission makes reads the
-fence `keys` in the same atomic operation, and a fence that moved sends the key ring back to the database.
+fence `keys` in the same atomic operation, and a fence that moved sends the key ring back to the database. Budgets
+travel with the caller, so the same fence makes a new one hold at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from modelport.access.keyring import KeyRing
+from modelport.budgets.quote import Quote
 from modelport.calls import Call, Caller
-from modelport.errors import ModelportError, PermissionDenied
+from modelport.errors import BudgetExceeded, ModelportError, PermissionDenied
+from modelport.inference.cashier import Cashier, PaidReservation
 from modelport.limits.service import Limiter, Reservation
 
 
@@ -21,9 +26,10 @@ def check_scope(caller: Caller, scope: str) -> None:
 class Admission:
     """Authenticates and reserves; what was reserved is settled by whoever was let in."""
 
-    def __init__(self, keyring: KeyRing, limiter: Limiter) -> None:
+    def __init__(self, keyring: KeyRing, limiter: Limiter, cashier: Cashier) -> None:
         self._keyring = keyring
         self._limiter = limiter
+        self._cashier = cashier
 
     async def authenticate(self, secret: str, *, address: str, scope: str) -> Caller:
         """Who calls, if the key is good and has `scope`. Raises: Unauthenticated, PermissionDenied."""
@@ -31,25 +37,49 @@ class Admission:
         check_scope(caller, scope)
         return caller
 
-    async def reserve(self, call: Call, secret: str, *, tokens: int) -> Reservation:
-        """Take the call's place in every limit, at most `tokens` of them.
+    async def reserve(self, call: Call, secret: str, *, tokens: int, quote: Callable[[], Quote]) -> Reservation:
+        """Take the call's place in every limit, at most `tokens` of them, and in the purses of its budgets.
 
-        Raises: LimitExceeded; Unauthenticated when the key was revoked meanwhile, with nothing taken.
+        `quote` is asked for the worst case only where there are budgets; the reservation is a `PaidReservation` then.
+        Raises: LimitExceeded, BudgetExceeded; Unauthenticated when the key was revoked meanwhile, with nothing taken.
         """
-        reservation = await self._limiter.reserve(call.id, call.caller, tokens=tokens)
-        try:
-            call.caller = await self._keyring.confirm(secret, call.caller, reservation.fence)
-        except BaseException:
-            await self._limiter.settle(reservation, tokens=0)
-            raise
-        return reservation
+        while True:
+            asked = call.caller
+            if not asked.budgets:
+                reservation = await self._limiter.reserve(call.id, asked, tokens=tokens)
+            else:
+                try:
+                    reservation = await self._cashier.reserve(call, tokens=tokens, quote=quote())
+                except BudgetExceeded as error:
+                    if not await self._may_ask_again(call, secret, error.fence):
+                        raise
+                    continue
+            try:
+                call.caller = caller = await self._keyring.confirm(secret, asked, reservation.fence)
+            except BaseException:
+                await self.settle(reservation, tokens=0, cost_nanos=0)
+                raise
+            if caller is asked or caller.budgets == asked.budgets:
+                return reservation
+            # A budget was made or changed while this call was on its way: it is held to what is true now.
+            await self._limiter.release(reservation)
 
-    async def settle(self, reservation: Reservation, *, tokens: int) -> None:
-        """Correct the reservation to the tokens that were used. Idempotent; never raises for a lost state."""
+    async def _may_ask_again(self, call: Call, secret: str, fence: int) -> bool:
+        """Whether the budget that refused the call has been changed by the time it did, for instance raised."""
+        asked = call.caller
+        call.caller = await self._keyring.confirm(secret, asked, fence)
+        return call.caller.budgets != asked.budgets
+
+    async def settle(self, reservation: Reservation, *, tokens: int, cost_nanos: int) -> None:
+        """Correct the reservation to what was used. Idempotent; never raises for a lost state."""
         try:
-            await self._limiter.settle(reservation, tokens=tokens)
+            if type(reservation) is PaidReservation:
+                await self._cashier.settle(reservation, tokens=tokens, cost_nanos=cost_nanos)
+            else:
+                await self._limiter.settle(reservation, tokens=tokens)
         except ModelportError:
             # The state is away: rate takes age out and holds expire by themselves, towards fewer calls, not more.
+            # What was spent is held until the durable record has it.
             return
 
     async def manage(self, request_id: str, secret: str, *, address: str, scope: str) -> tuple[Caller, Reservation]:

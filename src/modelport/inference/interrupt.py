@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
-from modelport.errors import CallTimeout, ModelportError
+from modelport.errors import CallCancelled, CallTimeout, ModelportError
 
 
 class Interrupt:
@@ -15,12 +16,16 @@ class Interrupt:
 
     __slots__ = ("_deadlines", "_task", "error")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    # Whether the client hung up on a call that goes on without it; see `PatientInterrupt`.
+    gone = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines | None = None) -> None:
+        """`deadlines`: when the call's time is over; None: never."""
         # Asking for the running loop costs a system call each time (Python 3.11 looks whether it was forked).
         task = asyncio.current_task(loop)
         assert task is not None
         self._task: asyncio.Task[object] | None = task
-        self._deadlines: Deadlines | None = None
+        self._deadlines = deadlines
         self.error: ModelportError | None = None
 
     def fire(self, error: ModelportError) -> None:
@@ -29,10 +34,14 @@ class Interrupt:
             self.error = error
             self._task.cancel()
 
-    def expire_with(self, deadlines: Deadlines) -> None:
+    def arm(self) -> None:
         """Stop the call with `CallTimeout` when its time is over, unless it is disarmed before."""
-        self._deadlines = deadlines
-        deadlines.add(self)
+        if self._deadlines is not None:
+            self._deadlines.add(self)
+
+    def hang_up(self) -> None:
+        """The client is gone: stop the call."""
+        self.fire(CallCancelled())
 
     def claim(self) -> ModelportError | None:
         """In an `except CancelledError`: the reason, if the cancellation was ours; it is then taken back."""
@@ -48,22 +57,40 @@ class Interrupt:
             self._deadlines.remove(self)
 
 
+class PatientInterrupt(Interrupt):
+    """The same for a call whose answer is read on when its client is gone, for up to `drain_s`."""
+
+    __slots__ = ("_drain_s", "_loop", "gone")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines | None, drain_s: float) -> None:
+        super().__init__(loop, deadlines)
+        self._loop = loop
+        self._drain_s = drain_s
+        self.gone = False
+
+    def hang_up(self) -> None:
+        """The client is gone: stop the call when its time without one is over."""
+        self.gone = True
+        if self._drain_s < math.inf:
+            self._loop.call_later(self._drain_s, self.fire, CallCancelled())
+
+
 class Deadlines:
     """Calls that may take `timeout_s` each. They expire in the order in which they came, so one timer serves them all:
     it is set for the first, and a call that ends in time, as nearly all do, costs no timer of its own."""
 
-    __slots__ = ("_due_s", "_loop", "_timeout_s", "_timer")
+    __slots__ = ("_due_s", "_loop", "_timer", "timeout_s")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, timeout_s: float) -> None:
         self._loop = loop
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._due_s: dict[Interrupt, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, interrupt: Interrupt) -> None:
-        self._due_s[interrupt] = self._loop.time() + self._timeout_s
+        self._due_s[interrupt] = self._loop.time() + self.timeout_s
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._ring)
+            self._timer = self._loop.call_later(self.timeout_s, self._ring)
 
     def remove(self, interrupt: Interrupt) -> None:
         self._due_s.pop(interrupt, None)
@@ -77,4 +104,4 @@ class Deadlines:
                 self._timer = self._loop.call_at(due_s, self._ring)
                 return
             del self._due_s[interrupt]
-            interrupt.fire(CallTimeout(f"The call took longer than {self._timeout_s:g} s."))
+            interrupt.fire(CallTimeout(f"The call took longer than {self.timeout_s:g} s."))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from modelport.calls import Caller, Limits
 from modelport.errors import LimitExceeded
 from modelport.state.protocol import Bucket, Level, Taken
+
+Scope = Literal["organization", "key"]
+Unit = Literal["requests", "tokens", "concurrent_calls"]
 
 WINDOW_S = 60
 
@@ -80,6 +84,16 @@ def refusal(taken: Taken) -> LimitExceeded:
         error = LimitExceeded(_full(level, kind, taken), kind=kind, retry_after_s=taken.retry_after_s)
     error.levels = list(taken.levels)
     return error
+
+
+def describe(
+    bucket: Bucket,
+) -> tuple[Literal["organization", "key"], Literal["requests", "tokens", "concurrent_calls"]]:
+    """Whose limit a bucket is, and what it counts."""
+    scope: Literal["organization", "key"] = "key" if bucket.name in _KEY_NAMES else "organization"
+    if bucket.name in TOKEN_NAMES:
+        return scope, "tokens"
+    return scope, "requests" if bucket.window_s else "concurrent_calls"
 
 
 def _kind(bucket: Bucket) -> str:

@@ -49,6 +49,16 @@ class Limiter:
             known = self._remember(caller)
         return await self._take(call_id, known[1].of(tokens))
 
+    async def take(self, call_id: str, caller: Caller, beside: Sequence[Bucket], *, tokens: int) -> Taken:
+        """The caller's limits and then the buckets `beside` them, in one operation; whoever asks reads the answer.
+
+        Raises: StateUnavailable.
+        """
+        known = self._buckets.get(caller.key_id)
+        if known is None or known[0] is not caller:
+            known = self._remember(caller)
+        return await self._state.take(call_id, [*known[1].of(tokens), *beside], fence=_FENCE)
+
     async def reserve_management(self, call_id: str, caller: Caller) -> Reservation:
         """Count one call to the management API; it needs no settling. Raises: LimitExceeded, StateUnavailable."""
         return await self._take(call_id, rules.management_buckets(caller, per_minute=self._management_per_minute))
@@ -61,6 +71,15 @@ class Limiter:
         taken = reservation.taken
         if taken.levels:
             await self._state.settle(taken, rules.settled_amounts(taken.levels, tokens=tokens))
+
+    async def release(self, reservation: Reservation) -> None:
+        """Give everything back, as if it had never been taken. Idempotent. Raises: StateUnavailable."""
+        taken = reservation.taken
+        await self.correct(taken, [0] * len(taken.levels))
+
+    async def correct(self, taken: Taken, amounts: Sequence[int]) -> None:
+        """Correct what was taken to `amounts`, in the order of its buckets. Idempotent. Raises: StateUnavailable."""
+        await self._state.settle(taken, amounts)
 
     async def levels(self, caller: Caller) -> list[Level]:
         """What is left of each of the caller's limits now; nothing is taken. Raises: StateUnavailable."""

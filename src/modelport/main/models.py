@@ -9,12 +9,12 @@ import structlog
 
 from modelport.backends.anthropic import AnthropicBackend
 from modelport.backends.openai import OpenAIBackend
-from modelport.backends.protocol import Backend
+from modelport.backends.protocol import Backend, Target
 from modelport.backends.sandbox import SandboxBackend
 from modelport.calls import ModelKind
 from modelport.catalog.configured import all_models
 from modelport.catalog.handover import Place, Places
-from modelport.catalog.model import Model, Target, Version
+from modelport.catalog.model import Model, Version
 from modelport.catalog.placed import PlacedBackend
 from modelport.catalog.rules import aliases_of
 from modelport.settings import ModelSettings, Settings, UpstreamSettings, VersionSettings

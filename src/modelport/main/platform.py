@@ -6,18 +6,22 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol, TypeVar
 
+from modelport.access.announce import announced
 from modelport.access.keyring import KeyRing
 from modelport.access.service import KeyService
 from modelport.api.platform import Platform
-from modelport.backends.sandbox import SandboxBackend
+from modelport.budgets.service import BudgetService
+from modelport.budgets.telling import log_event
+from modelport.budgets.treasury import Treasury
 from modelport.catalog.configured import all_models
 from modelport.catalog.handover import Places
-from modelport.catalog.model import Target
 from modelport.catalog.service import Catalog
-from modelport.db.engine import open_database
+from modelport.db.engine import Database, open_database
 from modelport.inference.admission import Admission
+from modelport.inference.cashier import Cashier
 from modelport.inference.corridor import Corridor
-from modelport.kit.clock import SystemClock
+from modelport.inference.routes import build_router
+from modelport.kit.clock import Clock, SystemClock
 from modelport.kit.ids import IdSource
 from modelport.limits.service import Limiter
 from modelport.main.models import build_models
@@ -27,6 +31,7 @@ from modelport.metering.service import UsageService
 from modelport.observe.metrics import process_metrics
 from modelport.settings import Settings
 from modelport.state.open import open_state
+from modelport.state.protocol import State
 
 
 class _Service(Protocol):
@@ -72,9 +77,11 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         await ledger.start()
         stack.push_async_callback(ledger.close_all)
         limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
-        admission = Admission(keyring, limiter)
-        sandbox = SandboxBackend()
+        treasury = await _run(stack, _treasury(db, state, ledger, clock))
+        cashier = Cashier(limiter, treasury, clock=clock, settings=settings.budgets, metrics=metrics)
+        admission = Admission(keyring, limiter, cashier)
         catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
+        router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
         corridor = Corridor(
             catalog=catalog,
             admission=admission,
@@ -83,7 +90,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             metrics=metrics,
             clock=clock,
             limits=settings.limits,
-            sandbox=Target(sandbox, "sandbox"),
+            router=router,
             call_timeout_s=settings.server.call_timeout_s,
         )
         yield Platform(
@@ -95,6 +102,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             keyring=keyring,
             keys=KeyService(db, state, clock=clock, ids=ids),
             limiter=limiter,
+            budgets=_budgets(db, state, treasury, clock, ids),
             admission=admission,
             catalog=catalog,
             corridor=corridor,
@@ -103,3 +111,13 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             usage=UsageService(db, ledger),
             metrics=metrics,
         )
+
+
+def _treasury(db: Database, state: State, ledger: Ledger, clock: Clock) -> Treasury:
+    """What keeps budgets true to the usage that the ledger records."""
+    return Treasury(db, state, clock=clock, flush=ledger.flush, progress=lambda: ledger.progress, notify=log_event)
+
+
+def _budgets(db: Database, state: State, treasury: Treasury, clock: Clock, ids: IdSource) -> BudgetService:
+    """Budgets as customers change them; their keys' callers are announced with each change."""
+    return BudgetService(db, treasury, clock=clock, ids=ids, announce=lambda id_: announced(state, organization_id=id_))

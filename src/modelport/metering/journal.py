@@ -30,8 +30,9 @@ OPEN, CLOSE, COMMITTED = b"O", b"C", b"M"
 _NUMBER = struct.Struct("<Q")
 # One system call allocates room for some 500 calls.
 _ALLOCATE_BYTES = 256 * 1024
-# A close record is its open record with larger numbers, an error code and a price id: at most this much longer.
-_CLOSE_GROWTH_BYTES = 512
+# A close record is its open record with larger numbers, an error code, a price id and what its attempts were: at most
+# this much longer (16 attempts with names of ordinary length).
+_CLOSE_GROWTH_BYTES = 4096
 _READ_BYTES = 1 << 20
 # The mark of a commit; written only where nothing is reserved.
 _COMMITTED_BYTES = 64

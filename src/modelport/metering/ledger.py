@@ -89,6 +89,11 @@ class Ledger:
         """Closed events that the database does not have yet."""
         return self._journal.closes - self._journal.committed
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many calls were closed, and how many of them, the first ones, the database has."""
+        return self._journal.closes, self._journal.committed
+
     def open(self, call: Call, *, model: str, version: str, backend: str) -> UsageEvent:
         """Record that a call begins. What is recorded is what counts if the process dies in it: status 500, no cost.
 

@@ -7,6 +7,26 @@ from dataclasses import dataclass
 import msgspec
 
 
+class Attempt(msgspec.Struct, array_like=True, kw_only=True, gc=False):
+    """One try at answering a call. `why` says what the try before it failed of, or that it was a second one for speed;
+    None for the first. `upstream` is empty for a local model; `upstream_model` the target's own name for it.
+
+    Journals hold it as an array, so members are only ever added at the end, with a default, and never reordered.
+    """
+
+    model: str
+    version: str
+    backend: str
+    upstream: str
+    upstream_model: str
+    status: int
+    error_code: str | None
+    started_us: int
+    latency_us: int
+    first_token_us: int | None
+    why: str | None
+
+
 class UsageEvent(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     """One call, as the table `usage_events` keeps it: one member for each column, in the table's order.
 
@@ -38,6 +58,8 @@ class UsageEvent(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     latency_us: int
     first_token_us: int | None
     metadata: dict[str, str]
+    # None for the plain case: one attempt, whose facts are the event's own.
+    attempts: list[Attempt] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,13 +115,20 @@ def wanted_price(model: ModelSettings, addresses: dict[str, str]) -> Price:
     if model.prices is not None:
         return _price(model.id, model.prices, CONFIGURED)
     for target in model.targets:
-        listed = listed_price(addresses.get(target.upstream, ""), target.model or model.id)
-        if listed is not None:
-            rates = PriceSettings(
-                input_usd_per_mtok=listed.input, cached_usd_per_mtok=listed.cached, output_usd_per_mtok=listed.output
-            )
+        rates = listed_rates(addresses.get(target.upstream, ""), target.model or model.id)
+        if rates is not None:
             return _price(model.id, rates, LISTED)
     return Price("", model.id, 0, source=FREE)
+
+
+def listed_rates(base_url: str, model: str) -> PriceSettings | None:
+    """What the upstream at `base_url` asks for its `model`, by the built-in list; None where it has no such row."""
+    listed = listed_price(base_url, model)
+    if listed is None:
+        return None
+    return PriceSettings(
+        input_usd_per_mtok=listed.input, cached_usd_per_mtok=listed.cached, output_usd_per_mtok=listed.output
+    )
 
 
 def _price(model: str, rates: PriceSettings, source: str) -> Price:

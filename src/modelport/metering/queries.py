@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelport.db.schema import usage_events as events
 from modelport.errors import BadRequest
-from modelport.metering.rules import RESOLUTION_STEPS, Bucket, bucket_end, bucket_start, fixed_bucket_us, quantiles
+from modelport.kit.calendar import Bucket, bucket_end, bucket_start, fixed_bucket_us
+from modelport.metering.rules import RESOLUTION_STEPS, quantiles
 
 # Rows of one answer; about 4 MB of JSON.
 MAX_ROWS = 10_000

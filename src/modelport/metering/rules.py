@@ -1,21 +1,16 @@
-"""The arithmetic of metering, pure: cost, price lines, percentiles, periods. Integers throughout."""
+"""The arithmetic of metering, pure: cost, price lines, percentiles. Integers throughout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal
 
 from modelport.calls import Usage
 from modelport.kit.money import divide, per_million
 from modelport.metering.model import Price
 
-Bucket = Literal["minute", "hour", "day", "month"]
-
 _MILLION = 1_000_000
 _WHOLE_BASIS_POINTS = 10_000
-_FIXED_US: dict[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 # Durations below the first number (microseconds) are counted in stretches as wide as the second. 175 a decade: few
 # enough to count each group of a report apart. From a quarter of an hour on, the last width goes on.
 _DECADE = ((200, 2), (500, 4), (1_000, 10))
@@ -114,28 +109,3 @@ def quantiles(counts: Iterable[tuple[int, int]], total: int, wanted: Sequence[fl
         while len(found) < len(ranks) and seen >= ranks[len(found)]:
             found.append(value)
     return found + [value] * (len(ranks) - len(found))
-
-
-def bucket_start(at_us: int, bucket: Bucket) -> int:
-    """The beginning, in UTC, of the minute, hour, day or month that holds `at_us`."""
-    if bucket != "month":
-        return at_us - at_us % _FIXED_US[bucket]
-    moment = datetime.fromtimestamp(at_us // _MILLION, UTC)
-    return _month_us(moment.year, moment.month)
-
-
-def bucket_end(start_us: int, bucket: Bucket) -> int:
-    """The beginning of the bucket after the one that begins at `start_us`."""
-    if bucket != "month":
-        return start_us + _FIXED_US[bucket]
-    moment = datetime.fromtimestamp(start_us // _MILLION, UTC)
-    return _month_us(moment.year + moment.month // 12, moment.month % 12 + 1)
-
-
-def _month_us(year: int, month: int) -> int:
-    return int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * _MILLION
-
-
-def fixed_bucket_us(bucket: Bucket) -> int | None:
-    """The length of a bucket whose beginnings are multiples of it since the epoch; None for months."""
-    return _FIXED_US.get(bucket)

@@ -9,7 +9,7 @@ from modelport.db.engine import Database
 from modelport.errors import NotFound
 from modelport.metering import store
 from modelport.metering.ledger import Ledger
-from modelport.metering.model import Price, UsageEvent
+from modelport.metering.model import Attempt, Price, UsageEvent
 from modelport.metering.queries import UsageQuery, UsageReport, usage_report
 from modelport.metering.rules import PriceLine, price_lines
 
@@ -21,6 +21,29 @@ class Receipt:
     event: UsageEvent
     price: Price | None
     lines: list[PriceLine]
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Every attempt, in the order in which they began. A plain call's only one is made of the event itself, which
+        does not keep the name of its target."""
+        event = self.event
+        if event.attempts is not None:
+            return event.attempts
+        return [
+            Attempt(
+                model=event.model,
+                version=event.version,
+                backend=event.backend,
+                upstream="",
+                upstream_model="",
+                status=event.status,
+                error_code=event.error_code,
+                started_us=event.started_us,
+                latency_us=event.latency_us,
+                first_token_us=event.first_token_us,
+                why=None,
+            )
+        ]
 
 
 class UsageService:

@@ -13,13 +13,14 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelport.db.schema import prices, usage_events
-from modelport.metering.model import Price, UsageEvent
+from modelport.metering.model import Attempt, Price, UsageEvent
 
 # Columns that hold words of an upstream's own are cut to their size; every other value is ours.
 _MAX_CODE = 80
 _MAX_VERSION = 80
 _NAMES = UsageEvent.__struct_fields__
 _CODE, _VERSION = _NAMES.index("error_code"), _NAMES.index("version")
+_METADATA, _ATTEMPTS = _NAMES.index("metadata"), _NAMES.index("attempts")
 _PRICE_COLUMNS = tuple(column for column in prices.c if column.name != "created_us")
 
 
@@ -47,7 +48,9 @@ def _row(event: UsageEvent) -> tuple[Any, ...]:
     if row[_CODE] is not None:
         row[_CODE] = _text(row[_CODE], _MAX_CODE)
     row[_VERSION] = _text(row[_VERSION], _MAX_VERSION)
-    row[-1] = "{}" if not event.metadata else _json(event.metadata)
+    row[_METADATA] = "{}" if not event.metadata else _json(event.metadata)
+    if event.attempts is not None:
+        row[_ATTEMPTS] = msgspec.json.encode([msgspec.structs.asdict(attempt) for attempt in event.attempts]).decode()
     return tuple(row)
 
 
@@ -69,7 +72,10 @@ async def find_event(conn: AsyncConnection, *, organization_id: str, call_id: st
         usage_events.c.call_id == call_id, usage_events.c.organization_id == organization_id
     )
     row = (await conn.execute(query)).mappings().one_or_none()
-    return None if row is None else UsageEvent(**row)
+    if row is None:
+        return None
+    attempts = None if row["attempts"] is None else [Attempt(**attempt) for attempt in row["attempts"]]
+    return UsageEvent(**{**row, "attempts": attempts})
 
 
 async def list_prices(conn: AsyncConnection) -> list[Price]:

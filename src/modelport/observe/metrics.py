@@ -83,13 +83,17 @@ class _Calls:
 
 
 class Metrics:
-    """Every metric of one process. Concurrency: `call_ended` and `render` on the event loop, the rest in any thread."""
+    """Every metric of one process.
+
+    Concurrency: `call_ended`, `attempted` and `render` on the event loop, the rest in any thread.
+    """
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
         self._describe_calls(registry)
         self._describe_backends(registry)
+        self._describe_routing(registry)
         self._describe_process(registry)
 
     def _describe_calls(self, registry: CollectorRegistry) -> None:
@@ -125,6 +129,12 @@ class Metrics:
             registry=registry,
         )
         self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
+        self._budget_actions = Counter(
+            "modelport_budget_actions",
+            "Calls that budgets waited for, refused, shortened, or stopped at their ceiling.",
+            ["action"],
+            registry=registry,
+        )
         self._tallies: dict[tuple[str, str], _Calls] = {}
         # A plain number that the gauge is set from: it changes twice a call and is read every few seconds.
         self.calls_in_flight = 0
@@ -146,6 +156,34 @@ class Metrics:
             ["model"],
             buckets=_BATCH_SIZES,
             registry=registry,
+        )
+
+    def _describe_routing(self, registry: CollectorRegistry) -> None:
+        self._attempts = Counter(
+            "modelport_attempts", "Attempts by how they ended: ok, cancelled, broken, or why they failed.",
+            ["upstream", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._attempt_counts: dict[tuple[str, str], int] = {}
+        self._retries = Counter(
+            "modelport_retries", "Attempts that followed a failed one, by why that failed.", ["cause"],
+            registry=registry,
+        )  # fmt: skip
+        self._fallbacks = Counter(
+            "modelport_fallbacks",
+            "Calls for which another model was asked, by why.",
+            ["model", "cause"],
+            registry=registry,
+        )
+        self._hedges = Counter(
+            "modelport_hedges", "Second attempts for speed, by which of the two answered.", ["upstream", "winner"],
+            registry=registry,
+        )  # fmt: skip
+        self._circuit = Gauge(
+            "modelport_circuit_state",
+            "0: closed, 1: half-open, 2: open; the worst of all workers.",
+            ["upstream", "model"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
 
     def _describe_process(self, registry: CollectorRegistry) -> None:
@@ -194,7 +232,10 @@ class Metrics:
         calls.cached_tokens += usage.cached_tokens
 
     def hand_over(self) -> None:
-        """Tell Prometheus of the calls since the last time."""
+        """Tell Prometheus of the calls and attempts since the last time."""
+        for (upstream, outcome), count in self._attempt_counts.items():
+            self._child(self._attempts, upstream or "local", outcome).inc(count)
+        self._attempt_counts.clear()
         for (endpoint, model), calls in self._tallies.items():
             if not calls.statuses:
                 continue
@@ -218,6 +259,31 @@ class Metrics:
     def refused(self, code: str) -> None:
         """Count a call that was turned away; `code` is an error's."""
         self._child(self._refusals, code).inc()
+
+    def attempted(self, upstream: str, outcome: str) -> None:
+        """Count one attempt at a target of `upstream` (empty: a local model)."""
+        key = (upstream, outcome)
+        self._attempt_counts[key] = self._attempt_counts.get(key, 0) + 1
+
+    def retried(self, cause: str) -> None:
+        """Count an attempt that follows one that failed because of `cause`."""
+        self._child(self._retries, cause).inc()
+
+    def fell_back(self, model: str, cause: str) -> None:
+        """Count a call to `model` for which another one is asked."""
+        self._child(self._fallbacks, model, cause).inc()
+
+    def hedged(self, upstream: str, winner: str) -> None:
+        """Count a second attempt beside a slow one at `upstream`; `winner` is `first`, `second` or `none`."""
+        self._child(self._hedges, upstream or "local", winner).inc()
+
+    def circuit_state(self, upstream: str, model: str, state: int) -> None:
+        """Show the state of one target's breaker."""
+        self._child(self._circuit, upstream, model).set(state)
+
+    def budget_action(self, action: str) -> None:
+        """Count what a budget did to a call: `waited`, `refused`, `shortened` or `stopped`."""
+        self._child(self._budget_actions, action).inc()
 
     def queue_depth(self, model: str, waiting: int) -> None:
         """How many calls wait for the model's engine in this process."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from modelport.errors import StateUnavailable
 from modelport.kit.clock import Clock
 from modelport.state.inbox import Inbox
 from modelport.state.protocol import MAX_MESSAGE_BYTES, Bucket, Level, Subscription, Taken
+from modelport.state.purses import Purses
 from modelport.state.windows import SLOTS, Holds, Meter, Window, changes, check, level, take_all
 
 # Values that have not expired. More are refused, since dropping one could answer an idempotent request twice.
@@ -26,6 +27,7 @@ class MemoryState:
         self._offset_us = clock.now_us() - round(clock.monotonic_s() * 1_000_000)
         self._rates: dict[int, _Family] = {}
         self._holds: dict[str, Holds] = {}
+        self._purses = Purses()
         self._fences: dict[str, int] = {}
         self._values = _Values()
         self._inboxes: dict[str, set[Inbox]] = {}
@@ -56,12 +58,14 @@ class MemoryState:
         return taken
 
     async def settle(self, taken: Taken, amounts: Sequence[int]) -> None:
-        self._now_us()
+        now_us = self._now_us()
         for bucket, mark, change in changes(taken, amounts):
-            if bucket.window_s:
+            if bucket.window_s > 0:
                 window = self._rates[bucket.window_s].find(bucket.key)
                 if window is not None:
                     window.correct(mark, change)
+            elif bucket.window_s:
+                self._purses.reach(bucket.key, now_us).settle(release=change, charge=mark)
             else:
                 held = self._holds[bucket.key]
                 held.total += change
@@ -72,6 +76,15 @@ class MemoryState:
         now_us = self._now_us()
         meters = [self._meter(bucket, now_us) for bucket in buckets]
         return [level(bucket, meter, now_us) for bucket, meter in zip(buckets, meters, strict=True)]
+
+    async def raise_spent(self, spent: Mapping[str, int]) -> None:
+        now_us = self._now_us()
+        for key, amount in spent.items():
+            purse = self._purses.reach(key, now_us)
+            purse.spent = max(purse.spent or 0, amount)
+
+    async def recorded(self) -> None:
+        """Nothing to do: this memory is lost together with the process that it is in."""
 
     async def raise_fence(self, name: str) -> int:
         now_us = self._now_us()
@@ -138,6 +151,8 @@ class MemoryState:
     def _meter(self, bucket: Bucket, now_us: int) -> Meter:
         if not bucket.window_s:
             return self._holds.get(bucket.key) or Holds(0)
+        if bucket.window_s < 0:
+            return self._purses.reach(bucket.key, now_us)
         family = self._rates.get(bucket.window_s)
         if family is None:
             family = self._rates[bucket.window_s] = _Family(bucket.window_s)

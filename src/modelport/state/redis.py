@@ -12,7 +12,8 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib import resources
@@ -25,12 +26,15 @@ from modelport.state.protocol import (
     HOLD_RETRY_S,
     HOLD_TTL_S,
     MAX_MESSAGE_BYTES,
+    PURSE_TTL_S,
     SUB_WINDOWS,
     Bucket,
     Level,
+    PurseLevel,
     Subscription,
     Taken,
 )
+from modelport.state.purses import Unrecorded, hold_key
 from modelport.state.redis_address import parse_address
 from modelport.state.redis_link import CommandFailed, Link, Word
 from modelport.state.windows import changes, check
@@ -57,6 +61,9 @@ class RedisState:
         self._owner = ""
         # What this process holds, by bucket: the truth that Redis is told when it may know another.
         self._held: dict[str, int] = {}
+        self._unrecorded = Unrecorded()
+        # The run of the Redis that we are connected to, and of the one that knew the earlier owner.
+        self._run_id = self._earlier_run_id = ""
         self._drifted = False
         self._inboxes: dict[bytes, set[Inbox]] = {}
         self._keeper: asyncio.Task[None] | None = None
@@ -99,10 +106,16 @@ class RedisState:
         raise StateUnavailable(internal="Redis forgets this process again and again")
 
     async def settle(self, taken: Taken, amounts: Sequence[int]) -> None:
-        words = self._settlement(taken, amounts)
+        words, charges = self._settlement(taken, amounts)
         if words:
-            with self._watching_for_drift():
-                await self._run("settle", self._prefix, self._owner, *words)
+            try:
+                with self._watching_for_drift():
+                    await self._run("settle", self._prefix, self._owner, self._run_id, *words)
+            except BaseException:
+                for key, charge in charges:
+                    self._unrecorded.doubt(key, charge)
+                    self._count(hold_key(key), charge)
+                raise
 
     async def peek(self, buckets: Sequence[Bucket]) -> list[Level]:
         words: list[Word] = []
@@ -110,6 +123,18 @@ class RedisState:
             words += (bucket.key, bucket.limit, bucket.window_s, 0)
         reply: list[int] = await self._run("take", *self._take_head(self._owner, "", "1"), *words)
         return _levels(buckets, reply)
+
+    async def raise_spent(self, spent: Mapping[str, int]) -> None:
+        words: list[Word] = []
+        for key, amount in spent.items():
+            words += (key, amount)
+        await self._run("raise_spent", self._prefix, self._run_id, *words)
+
+    async def recorded(self) -> None:
+        """What is held for the record's sake is let go of at the next renewal."""
+        for key, amount in self._unrecorded.rotate().items():
+            self._count(hold_key(key), -amount)
+            self._drifted = True
 
     async def raise_fence(self, name: str) -> int:
         value: int = await self._run("raise_fence", self._prefix, self._now(), name)
@@ -186,29 +211,37 @@ class RedisState:
             return None
         if refused < 0:
             for bucket in buckets:
-                if not bucket.window_s and bucket.amount:
-                    self._held[bucket.key] = self._held.get(bucket.key, 0) + bucket.amount
+                if bucket.window_s <= 0 and bucket.amount:
+                    self._count(_hold_key(bucket), bucket.amount)
         retry_after_s = None if reply[1] < 0 else reply[1] / 1_000_000
         return Taken(id, _levels(buckets, reply), refused, retry_after_s, reply[2], reply[3], reply[6::3])
 
-    def _settlement(self, taken: Taken, amounts: Sequence[int]) -> list[Word]:
+    def _settlement(self, taken: Taken, amounts: Sequence[int]) -> tuple[list[Word], list[tuple[str, int]]]:
+        """What to send, and what it charges to which purses."""
         words: list[Word] = []
+        charges = []
         for bucket, mark, change in changes(taken, amounts):
             words += (bucket.key, bucket.window_s, mark, change)
-            if not bucket.window_s:
-                left = self._held[bucket.key] + change
-                if left:
-                    self._held[bucket.key] = left
-                else:
-                    del self._held[bucket.key]
-        return words
+            if bucket.window_s <= 0 and change:
+                self._count(_hold_key(bucket), change)
+            if bucket.window_s < 0 and mark:
+                self._unrecorded.charge(bucket.key, mark)
+                charges.append((bucket.key, mark))
+        return words, charges
+
+    def _count(self, key: str, change: int) -> None:
+        left = self._held.get(key, 0) + change
+        if left:
+            self._held[key] = left
+        else:
+            self._held.pop(key, None)
 
     def _give_back(self, taken: Taken | None) -> None:
         if taken is not None and taken.allowed:
-            words = self._settlement(taken, [0] * len(taken.levels))
+            words, _ = self._settlement(taken, [0] * len(taken.levels))
             try:
                 if words:
-                    head = (self._scripts.sha("settle"), 0, self._prefix, self._owner)
+                    head = (self._scripts.sha("settle"), 0, self._prefix, self._owner, self._run_id)
                     self._ready().request("EVALSHA", *head, *words).add_done_callback(self._given_back)
             except StateUnavailable:
                 self._drifted = True
@@ -227,7 +260,7 @@ class RedisState:
             raise
 
     def _take_head(self, owner: str, fence: str, peek: str) -> tuple[Word, ...]:
-        return self._prefix, self._now(), owner, fence, _TEST_SPARE_MS if self._clock else 0, peek
+        return self._prefix, self._now(), owner, fence, _TEST_SPARE_MS if self._clock else 0, peek, self._run_id
 
     def _now(self) -> int:
         return self._clock.now_us() if self._clock is not None else 0
@@ -268,6 +301,7 @@ class RedisState:
                 await hello
                 await link.request("SELECT", address.database)
                 await asyncio.gather(*(link.request("SCRIPT", "LOAD", text) for text in self._scripts.texts()))
+                self._run_id = _run_of(await link.request("INFO", "server"))
                 registered = self._register(link)
                 # From this very moment: what is released now must follow the registration that still counts it.
                 self._link = link
@@ -306,11 +340,23 @@ class RedisState:
         """Become a new owner with all that is held, in place of the earlier; what is sent from now on is the new's."""
         earlier, self._owner = self._owner, os.urandom(9).hex()
         self._drifted = False
-        held: list[Word] = []
+        words: list[Word] = []
         for key, count in self._held.items():
-            held += (key, count)
-        head = (self._prefix, self._now(), _micros(HOLD_TTL_S), self._owner, earlier)
-        return link.request("EVAL", self._scripts.text("register"), 0, *head, *held)
+            words += (key, count)
+        lately = self._unrecorded.charged()
+        for key, amount in lately.items():
+            words += (hold_key(key), amount)
+        same_run = int(self._earlier_run_id in ("", self._run_id))
+        self._earlier_run_id = self._run_id
+        head = (self._prefix, self._now(), _micros(HOLD_TTL_S), self._owner, earlier, same_run, len(self._held))
+        decode = partial(self._registered, lately)
+        return link.request("EVAL", self._scripts.text("register"), 0, *head, *words, decode=decode)
+
+    def _registered(self, lately: dict[str, int], lost: int) -> None:
+        """Where Redis lost what was charged lately, that is held now."""
+        for key, amount in lately.items() if lost else ():
+            self._unrecorded.doubt(key, amount)
+            self._count(hold_key(key), amount)
 
     def _receive(self, channel: bytes, message: bytes) -> None:
         for inbox in self._inboxes.get(channel, ()):
@@ -331,8 +377,9 @@ class _Scripts:
     def __init__(self) -> None:
         folder = resources.files("modelport.state") / "scripts"
         parts = {path.name: path.read_text("utf-8") for path in folder.iterdir() if path.name.endswith(".lua")}
-        shared = parts.pop("windows.lua") + parts.pop("holds.lua")
-        for name, value in (("SUB_WINDOWS", SUB_WINDOWS), ("HOLD_RETRY_US", _micros(HOLD_RETRY_S))):
+        shared = "".join(parts.pop(name) for name in ("windows.lua", "holds.lua", "purses.lua"))
+        constants = {"SUB_WINDOWS": SUB_WINDOWS, "HOLD_RETRY_US": _micros(HOLD_RETRY_S), "PURSE_TTL_S": PURSE_TTL_S}
+        for name, value in constants.items():
             shared = shared.replace(f"@{name}@", str(value))
         self._texts = {name.removesuffix(".lua"): shared + text for name, text in parts.items()}
         # Redis names a script by its SHA-1; nothing is protected by it.
@@ -353,8 +400,27 @@ class _Scripts:
 def _levels(buckets: Sequence[Bucket], reply: list[int]) -> list[Level]:
     return [
         Level(bucket, reply[at], reply[at + 1] / 1_000_000)
+        if bucket.window_s >= 0
+        else _purse_level(bucket, spent=reply[at], held=reply[at + 1])
         for bucket, at in zip(buckets, range(4, len(reply), 3), strict=True)
     ]
+
+
+def _purse_level(bucket: Bucket, *, spent: int, held: int) -> PurseLevel:
+    reset_s = HOLD_RETRY_S if held else 0.0
+    if spent < 0:
+        return PurseLevel(bucket, 0, reset_s, None, held)
+    return PurseLevel(bucket, max(bucket.limit - spent - held, 0), reset_s, spent, held)
+
+
+def _hold_key(bucket: Bucket) -> str:
+    return hold_key(bucket.key) if bucket.window_s else bucket.key
+
+
+def _run_of(info: bytes) -> str:
+    """What tells one run of a Redis server from every other; empty for one that does not say."""
+    found = re.search(rb"run_id:(\w+)", info)
+    return "" if found is None else found[1].decode()
 
 
 def _millis(seconds: float) -> int:

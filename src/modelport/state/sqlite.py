@@ -12,7 +12,7 @@ import os
 import random
 import sqlite3
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +20,11 @@ from typing import TypeVar
 from modelport.errors import StateUnavailable
 from modelport.kit.clock import Clock
 from modelport.state.inbox import Inbox
-from modelport.state.protocol import HOLD_TTL_S, Bucket, Level, Subscription, Taken
+from modelport.state.protocol import HOLD_TTL_S, PURSE_TTL_S, Bucket, Level, Subscription, Taken
+from modelport.state.purses import Unrecorded, hold_key
 from modelport.state.sqlite_channels import SqliteChannels
 from modelport.state.sqlite_file import open_file
-from modelport.state.windows import SLOTS, Holds, Meter, Window, changes, check, level, take_all
+from modelport.state.windows import SLOTS, Holds, Meter, Purse, Window, changes, check, level, take_all
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class SqliteState:
         self._owner_expires_us = 0
         # What this process holds, by bucket: written again should its rows ever be lost.
         self._held: dict[str, int] = {}
+        self._unrecorded = Unrecorded()
         # True while the file may know other holds than ours: it has not met us, or a transaction failed.
         self._drifted = True
         self._renewal: asyncio.Task[None] | None = None
@@ -86,24 +88,47 @@ class SqliteState:
         taken = await self.write(lambda file: self._take(file, id, buckets, fence))
         if taken.refused < 0:
             for bucket in buckets:
-                if not bucket.window_s and bucket.amount:
-                    self._count(bucket.key, bucket.amount)
+                if bucket.window_s <= 0 and bucket.amount:
+                    self._count(_hold_key(bucket), bucket.amount)
         return taken
 
     async def settle(self, taken: Taken, amounts: Sequence[int]) -> None:
         found = changes(taken, amounts)
-        for bucket, _, change in found:
-            if not bucket.window_s:
-                self._count(bucket.key, change)
-        if found:
-            try:
-                await self.write(lambda file: self._settle(file, found))
-            except StateUnavailable:
-                self._drifted = True
-                raise
+        if not found:
+            return
+        try:
+            await self.write(lambda file: self._settle(file, found))
+        except BaseException:
+            self._drifted = True
+            for bucket, charge, _ in found:
+                if bucket.window_s < 0 and charge:
+                    self._unrecorded.doubt(bucket.key, charge)
+                    self._count(hold_key(bucket.key), charge)
+            raise
+        finally:
+            # Not before: a renewal that comes in between writes what the file then lets go of.
+            for bucket, _, change in found:
+                if bucket.window_s <= 0 and change:
+                    self._count(_hold_key(bucket), change)
 
     async def peek(self, buckets: Sequence[Bucket]) -> list[Level]:
         return await self.read(lambda file: self._peek(file, buckets))
+
+    async def raise_spent(self, spent: Mapping[str, int]) -> None:
+        now_us = self._clock.now_us()
+        rows = [(key, amount, now_us + _micros(PURSE_TTL_S)) for key, amount in spent.items()]
+
+        def work(file: sqlite3.Connection) -> None:
+            file.execute(_FORGET_PURSES, (now_us,))
+            file.executemany(_RAISE_SPENT, rows)
+
+        await self.write(work)
+
+    async def recorded(self) -> None:
+        """The file outlives its processes, so what it may lack is only what could not be written."""
+        for key, amount in self._unrecorded.rotate().items():
+            self._count(hold_key(key), -amount)
+            self._drifted = True
 
     async def raise_fence(self, name: str) -> int:
         now_us = self._clock.now_us()
@@ -182,7 +207,7 @@ class SqliteState:
         now_us = self._clock.now_us()
         # Before anything is counted: a process that was stopped for long counts its own holds first.
         if (self._drifted or now_us >= self._owner_expires_us - _micros(RENEW_INTERVAL_S)) and not all(
-            bucket.window_s for bucket in buckets
+            bucket.window_s > 0 for bucket in buckets
         ):
             self._renew(file)
         meters = self._meters(file, buckets, now_us)
@@ -193,8 +218,11 @@ class SqliteState:
             for bucket, meter in zip(buckets, meters, strict=True):
                 if isinstance(meter, Window):
                     rows.append(_row(bucket, meter))
-                elif bucket.amount:
-                    file.execute(_HOLD, (bucket.key, self._owner, bucket.amount))
+                    continue
+                if bucket.amount:
+                    file.execute(_HOLD, (_hold_key(bucket), self._owner, bucket.amount))
+                if bucket.window_s:
+                    file.execute(_USE_PURSE, (now_us + _micros(PURSE_TTL_S), bucket.key))
             if rows:
                 file.executemany(_PUT_RATE, rows)
             self._sweep(file, now_us)
@@ -203,9 +231,9 @@ class SqliteState:
     def _meters(self, file: sqlite3.Connection, buckets: Sequence[Bucket], now_us: int) -> list[Meter]:
         meters: list[Meter] = []
         for bucket in buckets:
-            if not bucket.window_s:
-                held = file.execute(_COUNT_HELD, (bucket.key, now_us)).fetchone()[0]
-                meters.append(Holds(held or 0))
+            if bucket.window_s <= 0:
+                held = file.execute(_COUNT_HELD, (_hold_key(bucket), now_us)).fetchone()[0] or 0
+                meters.append(Purse(_spent(file, bucket.key), held) if bucket.window_s else Holds(held))
                 continue
             window = Window(bucket.window_s, now_us)
             row = file.execute(_GET_RATE, (_rate_key(bucket),)).fetchone()
@@ -218,9 +246,12 @@ class SqliteState:
 
     def _settle(self, file: sqlite3.Connection, found: Sequence[tuple[Bucket, int, int]]) -> None:
         for bucket, mark, change in found:
-            if not bucket.window_s:
-                file.execute(_RELEASE, (change, bucket.key, self._owner))
-                file.execute(_DROP_RELEASED, (bucket.key, self._owner))
+            if bucket.window_s <= 0:
+                key = _hold_key(bucket)
+                file.execute(_RELEASE, (change, key, self._owner))
+                file.execute(_DROP_RELEASED, (key, self._owner))
+                if bucket.window_s:
+                    file.execute("UPDATE purses SET spent = spent + ? WHERE key = ?", (mark, bucket.key))
                 continue
             row = file.execute(_GET_RATE, (_rate_key(bucket),)).fetchone()
             if row is not None:
@@ -303,6 +334,15 @@ class SqliteState:
         file.executemany("DELETE FROM rates WHERE key = ?", [(key,) for key, expires in rows if expires <= now_us])
 
 
+def _hold_key(bucket: Bucket) -> str:
+    return hold_key(bucket.key) if bucket.window_s else bucket.key
+
+
+def _spent(file: sqlite3.Connection, key: str) -> int | None:
+    row = file.execute("SELECT spent FROM purses WHERE key = ?", (key,)).fetchone()
+    return None if row is None else int(row[0])
+
+
 def _rate_key(bucket: Bucket) -> str:
     return f"{bucket.window_s}:{bucket.key}"
 
@@ -333,6 +373,10 @@ _HOLD = """INSERT INTO holds (key, owner, count) VALUES (?, ?, ?)
     ON CONFLICT (key, owner) DO UPDATE SET count = count + excluded.count"""
 _RELEASE = "UPDATE holds SET count = count + ? WHERE key = ? AND owner = ?"
 _DROP_RELEASED = "DELETE FROM holds WHERE key = ? AND owner = ? AND count <= 0"
+_RAISE_SPENT = """INSERT INTO purses (key, spent, expires_us) VALUES (?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET spent = max(spent, excluded.spent), expires_us = excluded.expires_us"""
+_USE_PURSE = "UPDATE purses SET expires_us = ? WHERE key = ?"
+_FORGET_PURSES = "DELETE FROM purses WHERE key IN (SELECT key FROM purses WHERE expires_us <= ? LIMIT 4)"
 # Never a value that the fence had before, even in a file made anew.
 _RAISE_FENCE = """INSERT INTO fences (name, value) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET value = max(value + 1, excluded.value) RETURNING value"""

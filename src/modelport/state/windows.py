@@ -11,12 +11,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from modelport.state.protocol import HOLD_RETRY_S, MAX_AMOUNT, SUB_WINDOWS, Bucket, Level, Taken
+from modelport.state.protocol import HOLD_RETRY_S, MAX_AMOUNT, SUB_WINDOWS, Bucket, Level, PurseLevel, Taken
 
 # The piece that time is in, and those that may still lie partly inside the window.
 SLOTS = SUB_WINDOWS + 1
 _HOLD_RETRY_US = round(HOLD_RETRY_S * 1_000_000)
 _EMPTY = bytes(8 * SLOTS)
+# More than any limit.
+_ALL = 2**63
 
 
 def sub_window_us(window_s: int) -> int:
@@ -116,7 +118,38 @@ class Holds:
         return _HOLD_RETRY_US if self.total else 0
 
 
-Meter = Window | Holds
+class Purse:
+    """Money of one budget: what was spent (None while nobody has said how much) and what running calls hold."""
+
+    __slots__ = ("held", "spent")
+    newest = 0
+
+    def __init__(self, spent: int | None, held: int) -> None:
+        self.spent = spent
+        self.held = held
+
+    @property
+    def total(self) -> int:
+        """What is gone; everything, as long as nobody has said how much."""
+        return _ALL if self.spent is None else self.spent + self.held
+
+    def add(self, amount: int) -> None:
+        self.held += amount
+
+    def settle(self, *, release: int, charge: int) -> None:
+        """Let go of a hold and count what the call cost. A purse that nobody seeded is told of it by the record."""
+        self.held += release
+        if self.spent is not None:
+            self.spent += charge
+
+    def free_in_us(self, excess: int, now_us: int) -> int:
+        return _HOLD_RETRY_US
+
+    def empty_in_us(self, now_us: int) -> int:
+        return _HOLD_RETRY_US if self.held else 0
+
+
+Meter = Window | Holds | Purse
 
 
 def check(buckets: Sequence[Bucket]) -> None:
@@ -137,33 +170,44 @@ def take_all(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now
     for bucket, meter in zip(buckets, meters, strict=True):
         meter.add(bucket.amount)
         # A level of its own, not `level()`: this is the path of every call.
-        levels.append(Level(bucket, bucket.limit - meter.total, meter.empty_in_us(now_us) / 1_000_000))
+        levels.append(
+            Level(bucket, bucket.limit - meter.total, meter.empty_in_us(now_us) / 1_000_000)
+            if bucket.window_s >= 0
+            else level(bucket, meter, now_us)
+        )
     return Taken(id, levels, -1, 0.0, now_us, fence, [meter.newest for meter in meters])
 
 
 def _refusal(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now_us: int, fence: int) -> Taken:
+    levels = [level(bucket, meter, now_us) for bucket, meter in zip(buckets, meters, strict=True)]
+    for position, meter in enumerate(meters):
+        if isinstance(meter, Purse) and meter.spent is None:
+            return Taken(id, levels, position, 0.0, now_us, fence)
     refused, wait_us, fits = -1, 0, True
     for position, (bucket, meter) in enumerate(zip(buckets, meters, strict=True)):
         excess = meter.total + bucket.amount - bucket.limit
         if excess > 0:
             if refused < 0:
                 refused = position
-            if bucket.amount > bucket.limit:
+            kept = (meter.spent or 0) if isinstance(meter, Purse) else 0
+            if kept + bucket.amount > bucket.limit:
                 fits = False
             else:
                 wait_us = max(wait_us, meter.free_in_us(excess, now_us))
-    levels = [level(bucket, meter, now_us) for bucket, meter in zip(buckets, meters, strict=True)]
     return Taken(id, levels, refused, wait_us / 1_000_000 if fits else None, now_us, fence)
 
 
 def level(bucket: Bucket, meter: Meter, now_us: int) -> Level:
     """What is left of the bucket; the meter is as of `now_us`."""
     left = bucket.limit - meter.total
+    if isinstance(meter, Purse):
+        return PurseLevel(bucket, max(left, 0), meter.empty_in_us(now_us) / 1_000_000, meter.spent, meter.held)
     return Level(bucket, left if left > 0 else 0, meter.empty_in_us(now_us) / 1_000_000)
 
 
 def changes(taken: Taken, amounts: Sequence[int]) -> list[tuple[Bucket, int, int]]:
-    """Close `taken`; what a settlement must change: (bucket, mark, change of a rate or release of a hold).
+    """Close `taken`; what a settlement must change: (bucket, mark, change of a rate or release of a hold). A purse's
+    mark is what it is charged, beside the release.
 
     Empty when nothing was taken or it is settled already. Raises: ValueError when `amounts` has another length
     than the buckets, or a negative amount.
@@ -176,6 +220,9 @@ def changes(taken: Taken, amounts: Sequence[int]) -> list[tuple[Bucket, int, int
     found = []
     for taken_level, mark, amount in zip(taken.levels, taken.marks, amounts, strict=True):
         bucket = taken_level.bucket
+        if bucket.window_s < 0:
+            found.append((bucket, min(amount, MAX_AMOUNT), -bucket.amount))
+            continue
         change = min(amount, MAX_AMOUNT) - bucket.amount if bucket.window_s else -bucket.amount
         if change:
             found.append((bucket, mark, change))

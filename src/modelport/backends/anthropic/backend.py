@@ -80,7 +80,7 @@ class AnthropicBackend(UpstreamBackend):
         if call.operation is not Operation.CHAT:
             raise BadRequest(f"The model {call.model!r} can't {call.operation.value}")
         original = _original(call)
-        bound = call.request.output_bound or max_output_tokens or self._default_output_tokens
+        bound = self._bound(call, max_output_tokens)
         if original is None:
             body: dict[str, Any] = to_messages(call.request, call.fields, model=model, max_tokens=bound)
         else:
@@ -92,10 +92,15 @@ class AnthropicBackend(UpstreamBackend):
             return read_original(self._name, call, body)
         return read_translated(self._name, body, ChunkWriter(call, fingerprint=FINGERPRINT))
 
-    def _reader(self, call: Call) -> MessageStream:
+    def _reader(self, call: Call, max_output_tokens: int | None) -> MessageStream:
+        bound = self._bound(call, max_output_tokens)
         translated = _original(call) is None
         translator = ChunkTranslator(ChunkWriter(call, fingerprint=FINGERPRINT)) if translated else None
-        return MessageStream(self._name, public_model=call.model, translator=translator)
+        return MessageStream(self._name, public_model=call.model, translator=translator, most_tokens=bound)
+
+    def _bound(self, call: Call, max_output_tokens: int | None) -> int:
+        most: int = call.request.output_bound or max_output_tokens or self._default_output_tokens
+        return most
 
     def _dialect_headers(self, original: Original | None) -> bytes:
         """The version that the body is written in, and what else of the dialect's own headers the caller sent."""

@@ -35,17 +35,32 @@ class MessageStream:
     the stream before it; what `feed` returned before still counts. `pieces` counts the deltas with model output.
     """
 
-    __slots__ = ("_finished", "_frames", "_name", "_output_bytes", "_public_model", "_told", "_translator", "_usage",
-                 "done", "error", "original", "pieces")  # fmt: skip
+    __slots__ = (
+        "_finished",
+        "_frames",
+        "_most_tokens",
+        "_name",
+        "_output_bytes",
+        "_public_model",
+        "_told",
+        "_translator",
+        "_usage",
+        "done",
+        "error",
+        "original",
+        "pieces",
+    )
 
-    def __init__(self, name: str, *, public_model: str, translator: ChunkTranslator | None) -> None:
-        """`translator` is None for a caller who speaks Anthropic's dialect."""
+    def __init__(self, name: str, *, public_model: str, translator: ChunkTranslator | None, most_tokens: int) -> None:
+        """`translator` is None for a caller who speaks Anthropic's dialect. `most_tokens` is the bound that the server
+        was given, which no estimate may exceed."""
         self._name = name
         self._public_model = public_model
         self._translator = translator
         self.original = translator is None
         self._frames = Frames()
         self._output_bytes = 0
+        self._most_tokens = most_tokens
         self._usage: Usage | None = None
         # Whether the usage is the last word: the server tells it with the reason to stop.
         self._told = False
@@ -83,7 +98,7 @@ class MessageStream:
         told = self._usage
         if told is not None and self._told:
             return told
-        output = -(-self._output_bytes // BYTES_PER_TOKEN)
+        output = min(-(-self._output_bytes // BYTES_PER_TOKEN), self._most_tokens)
         if told is None:
             return Usage(input_tokens, output, exact=False)
         return Usage(told.input_tokens, max(output, told.output_tokens), told.cached_tokens, exact=False)

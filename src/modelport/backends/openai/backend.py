@@ -48,7 +48,7 @@ class OpenAIBackend(UpstreamBackend):
     def _whole(self, call: Call, body: bytes) -> Delta:
         return read_answer(self._name, call, body)
 
-    def _reader(self, call: Call) -> EventStream:
+    def _reader(self, call: Call, max_output_tokens: int | None) -> EventStream:
         return EventStream(self._name, public_model=call.model, keep_usage=call.request.include_usage)
 
 

@@ -50,9 +50,15 @@ def directives_of(call: Call) -> list[Directives]:
 
 
 def plan_answers(call: Call, asked: list[Directives], *, bound: int | None) -> list[Answer]:
-    """All choices of a chat or completion, cut at `bound` tokens each. Raises: BadRequest."""
+    """All choices of a chat or completion, cut at `bound` tokens each unless asked not to be. Raises: BadRequest."""
     choices = call.request.n or 1
-    return [_cut(call, _answer(call, directives, index), bound) for directives in asked for index in range(choices)]
+    return [
+        _answer(call, directives, index)
+        if directives.unbounded
+        else _cut(call, _answer(call, directives, index), bound)
+        for directives in asked
+        for index in range(choices)
+    ]
 
 
 def _answer(call: Call, directives: Directives, index: int) -> Answer:

@@ -30,6 +30,7 @@ KNOWN = {
     "per_token": "[[per_token:20ms]] waits between tokens",
     "error": "[[error:429]] or [[error:context_length_exceeded]] fails",
     "cut": "[[cut:5]] breaks off after so many tokens",
+    "unbounded": "[[unbounded]] answers past max_tokens, as a broken upstream does",
     "hang": "[[hang]] or [[hang:5]] stops answering at once or after so many tokens",
 }
 
@@ -48,6 +49,7 @@ class Directives:
     per_token_s: float = 0.0
     error: str | None = None
     cut: int | None = None
+    unbounded: bool = False
     hang: int | None = None
 
 
@@ -87,7 +89,7 @@ def _one(text: str, opening: re.Match[str], found: dict[str, Any]) -> int:
     if end < 0:
         raise _wrong(name)
     value = text[start:end].removeprefix(":").strip()
-    if name in ("echo", "json"):
+    if name in ("echo", "json", "unbounded"):
         if value:
             raise _wrong(name)
         found[name] = True

@@ -30,13 +30,15 @@ DRAIN_BYTES = 65_536
 
 
 class Timeouts(NamedTuple):
-    """Seconds. `first_byte_s` runs from the request to the answer's head, `between_bytes_s` from one read to the
-    next, `total_s` over everything."""
+    """Seconds. `first_byte_s` runs from the request to the answer's head (and on, while `Response.awaited` says so),
+    `between_bytes_s` from one read to the next, `total_s` over everything; `queue_s` is for a free connection where
+    all are taken, None as `connect_s`."""
 
     connect_s: float
     first_byte_s: float
     between_bytes_s: float
     total_s: float
+    queue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,8 +342,9 @@ class Connection(asyncio.Protocol):
         if response is None or timeouts is None or self._draining:
             return self._due_s, None
         total = self._due_s, "did not finish its answer in time"
-        if not response.status:
-            return min(total, (self._due_head_s, f"sent nothing for {timeouts.first_byte_s:g} s"))
+        if not response.status or response.awaited:
+            what = "no output" if response.status else "nothing"
+            return min(total, (self._due_head_s, f"sent {what} for {timeouts.first_byte_s:g} s"))
         if self._paused:
             # The caller is slow, not the upstream.
             return total

@@ -41,7 +41,7 @@ class HttpPool:
     """HTTP/1.1 to one origin. `base_url` is what every path is appended to.
 
     Concurrency: for the tasks of one event loop. At most `max_connections` are open; further calls wait in the
-    order they came, for as long as a connection may take, and are refused when too many wait already.
+    order they came, for as long as they may, and are refused when too many wait already.
     """
 
     def __init__(
@@ -170,7 +170,8 @@ class HttpPool:
         if self._slots < self._max_connections:
             self._slots += 1
         else:
-            connection = await self._queue(min(timeouts.connect_s, timeouts.total_s))
+            patience_s = timeouts.connect_s if timeouts.queue_s is None else timeouts.queue_s
+            connection = await self._queue(min(patience_s, timeouts.total_s))
             if connection is not None:
                 return connection
         try:

@@ -31,6 +31,7 @@ class Response:
     """
 
     __slots__ = (
+        "awaited",
         "buffered_bytes",
         "chunks",
         "done",
@@ -59,6 +60,8 @@ class Response:
         self.waiter: asyncio.Future[None] | None = None
         # Set while the caller waits for the complete body, so that it is woken once and not for each piece.
         self.whole = False
+        # Set by the caller while what it waits for has not come, whatever else has: the time for the head goes on.
+        self.awaited = False
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that name (in lower case), or None."""

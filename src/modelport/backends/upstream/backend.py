@@ -115,8 +115,8 @@ class UpstreamBackend(ABC):
         """A complete answer as one delta. Raises: UpstreamFailed, UpstreamRejected."""
 
     @abstractmethod
-    def _reader(self, call: Call) -> Reader:
-        """What reads the stream."""
+    def _reader(self, call: Call, max_output_tokens: int | None) -> Reader:
+        """What reads the stream; `max_output_tokens` as in `stream`."""
 
     async def stream(self, call: Call, *, model: str, max_output_tokens: int | None) -> AsyncGenerator[Delta]:
         """See `Backend.stream`. The connection is closed with the generator unless the answer has ended."""
@@ -127,13 +127,16 @@ class UpstreamBackend(ABC):
             if not call.stream:
                 yield self._whole(call, await response.read())
                 return
-            events = self._reader(call)
+            response.awaited = True
+            events = self._reader(call, max_output_tokens)
             estimate = estimate_input(call)
             over = False
             while not over:
                 data = await response.receive()
                 before = events.pieces
                 raw = events.feed(data) if data else b""
+                if response.awaited and events.pieces:
+                    response.awaited = False
                 if not data or events.done or events.error is not None:
                     over = True
                     raw += events.end(input_tokens=estimate)
@@ -166,13 +169,23 @@ class UpstreamBackend(ABC):
         )
 
     def _timeouts(self, call: Call) -> Timeouts:
-        """An answer that does not stream begins when the last token is made, so only its deadline bounds it."""
+        """The row's, or those of the call's route. An answer that does not stream begins when the last token is made,
+        so nothing but its deadline bounds it there."""
         left_s = call.deadline_s - self._clock.monotonic_s()
         if left_s <= 0:
             raise CallTimeout()
-        settings = self._settings
-        first_s = settings.first_token_timeout_s if call.stream else left_s
-        return Timeouts(settings.connect_timeout_s, first_s, settings.between_tokens_timeout_s, left_s)
+        settings, patience = self._settings, call.patience
+        if patience is None:
+            first_s = settings.first_token_timeout_s if call.stream else left_s
+            return Timeouts(settings.connect_timeout_s, first_s, settings.between_tokens_timeout_s, left_s)
+        streamed_s = patience.first_token_s or settings.first_token_timeout_s
+        return Timeouts(
+            patience.connect_s or settings.connect_timeout_s,
+            streamed_s if call.stream else patience.answer_s or left_s,
+            patience.between_tokens_s or settings.between_tokens_timeout_s,
+            left_s if call.stream or patience.answer_s is None else min(left_s, patience.answer_s),
+            patience.queue_s,
+        )
 
 
 def _static_headers(settings: UpstreamSettings, own: Mapping[str, str]) -> bytes:

@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from modelport.errors import CallTimeout, ModelportError, Overloaded, UpstreamFailed, UpstreamRejected
+from modelport.errors import (
+    CallTimeout,
+    ModelportError,
+    Overloaded,
+    UpstreamFailed,
+    UpstreamLimited,
+    UpstreamMisconfigured,
+    UpstreamRejected,
+)
 
 # What is passed on of an upstream's own words, and what the log gets of a body that is no error object.
 MAX_MESSAGE_CHARS = 1_000
@@ -21,7 +29,7 @@ _OUR_CREDENTIALS = frozenset({401, 402, 403})
 _TIMEOUTS = frozenset({408, 504})
 # Anthropic's, which it also sends inside a stream that began with 200.
 _OVERLOADED = 529
-_BUSY_TYPES = frozenset({"overloaded_error", "rate_limit_error"})
+_BUSY = {"overloaded_error": Overloaded, "rate_limit_error": UpstreamLimited}
 
 
 def refusal(
@@ -32,10 +40,18 @@ def refusal(
     details = _details(body)
     internal = f"status {status}: {body[:MAX_MESSAGE_CHARS].decode('utf-8', 'replace')}"
     if status in _OUR_CREDENTIALS:
-        return UpstreamFailed(f"{who} refused our credentials; its operator has to look at them", internal=internal)
-    if status in (429, _OVERLOADED):
+        return UpstreamMisconfigured(
+            f"{who} refused our credentials; its operator has to look at them", internal=internal
+        )
+    if status == _OVERLOADED:
         return Overloaded(
-            f"{who} has reached a limit of its own" if status == 429 else f"{who} has more to do than it can take on",
+            f"{who} has more to do than it can take on",
+            retry_after_s=retry_after_s(retry_after, now_us=now_us),
+            internal=internal,
+        )
+    if status == 429:
+        return UpstreamLimited(
+            f"{who} has reached a limit of its own",
             retry_after_s=retry_after_s(retry_after, now_us=now_us),
             internal=internal,
         )
@@ -45,7 +61,7 @@ def refusal(
         return rejected(details, status=status)
     if 300 <= status < 500:
         # A redirect, or a 404 that no inference API wrote: `base_url` is likely wrong.
-        return UpstreamFailed(f"{who} gave an answer that no model gives", internal=internal)
+        return UpstreamMisconfigured(f"{who} gave an answer that no model gives", internal=internal)
     return UpstreamFailed(f"{who} failed", internal=internal)
 
 
@@ -56,8 +72,9 @@ def stream_error(name: str, error: Any) -> ModelportError:
     if isinstance(status, int) and 400 <= status < 500 and status not in _OUR_CREDENTIALS | {408, 429}:
         return rejected(details, status=status)
     text = str(details.get("message"))[:MAX_MESSAGE_CHARS]
-    if str(details.get("type")) in _BUSY_TYPES:
-        return Overloaded(f"The model's server {name!r} has more to do than it can take on", internal=text)
+    busy = _BUSY.get(str(details.get("type")))
+    if busy is not None:
+        return busy(f"The model's server {name!r} has more to do than it can take on", internal=text)
     return UpstreamFailed(f"The model's server {name!r} failed while it answered", internal=text)
 
 

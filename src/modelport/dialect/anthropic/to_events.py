@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from modelport.calls import Usage
+from modelport.calls import Call, Usage
 from modelport.dialect.anthropic.vocabulary import stop_reason, usage_body
 from modelport.dialect.anthropic.wire import Event
 from modelport.dialect.openai import events
@@ -59,11 +59,10 @@ class EventWriter:
     client could send it back.
     """
 
-    __slots__ = ("_blocks", "_id", "_index", "_model", "_stop_sequence", "_tools", "reason", "started")
+    __slots__ = ("_blocks", "_call", "_index", "_stop_sequence", "_tools", "reason", "started")
 
-    def __init__(self, *, id: str, model: str) -> None:
-        self._id = id
-        self._model = model
+    def __init__(self, call: Call) -> None:
+        self._call = call
         self.started = False
         self._index = 0
         # The open block first, behind it those that wait for their turn.
@@ -111,10 +110,11 @@ class EventWriter:
             return []
         self.started = True
         message: dict[str, Any] = {
-            "id": self._id,
+            "id": f"msg_{self._call.id[4:]}",
             "type": "message",
             "role": "assistant",
-            "model": self._model,
+            # The one that answers, which is known by now.
+            "model": self._call.model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -134,7 +134,7 @@ class EventWriter:
             if delta.get("refusal"):
                 self.reason = "content_filter"
             for call in delta.get("tool_calls") or ():
-                self._call(call)
+                self._tool_call(call)
             self.reason = self.reason or choice.get("finish_reason") or ""
             # Where the engine says which of the caller's sequences ended the answer (as vLLM does).
             if isinstance(choice.get("stop_reason"), str):
@@ -145,7 +145,7 @@ class EventWriter:
             self._blocks.append(_Block({"type": "text", "text": ""}))
         return self._blocks[-1]
 
-    def _call(self, call: dict[str, Any]) -> None:
+    def _tool_call(self, call: dict[str, Any]) -> None:
         index = call.get("index", 0)
         function = call.get("function") or {}
         block = self._tools.get(index)

@@ -1,0 +1,1 @@
+"""Routing: which target answers a call, in what order others follow, and which targets are left alone for a while."""
