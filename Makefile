@@ -9,7 +9,7 @@ INSTALL := $(PIP) install --quiet --no-deps --require-hashes
 MODELS := $(wildcard src/modelport/catalog/prepare/*.py) src/modelport/catalog/defaults.py
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check bench soak lock generate screenshots clean
+.PHONY: help setup run test check bench soak compat lock generate screenshots clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ bench: setup $(VENV)/.stamp-test  ## measure against the peers in one run (long)
 soak: setup $(VENV)/.stamp-test  ## load one server for an hour and watch its memory, then the full chaos campaigns
 	@$(BIN)/python -m bench.soak $(ARGS)
 	@MODELPORT_CAMPAIGN=full $(BIN)/python -m pytest tests/chaos
+
+compat: setup $(VENV)/.stamp-test  ## run the official SDKs' own test suites against our server
+	@$(BIN)/python -m tests.compat $(ARGS)
 
 lock: $(VENV)/.stamp-venv  ## resolve the requirements anew and write requirements/*.lock
 	@$(BIN)/python tools/lock.py $(ARGS)

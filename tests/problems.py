@@ -1,4 +1,4 @@
-"""The error contract of WIRE.md, checked on one answer."""
+"""The error contracts of WIRE.md, checked on one answer: ours, and Anthropic's where its SDKs are the clients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ PASSING = {
     "rate_limit_exceeded", "overloaded", "model_loading", "unavailable", "state_unavailable", "internal_error",
     "upstream_failed", "timeout", "invalid_request_error",
 }  # fmt: skip
+# What Anthropic calls our codes; it has no word for the others.
+ANTHROPICS = {
+    "invalid_request_error": "invalid_request_error",
+    "invalid_api_key": "authentication_error",
+    "permission_denied": "permission_error",
+    "not_found": "not_found_error",
+    "model_not_found": "not_found_error",
+    "request_too_large": "request_too_large",
+    "unsupported_media_type": "invalid_request_error",
+    "rate_limit_exceeded": "rate_limit_error",
+}
 TRACES = re.compile(r"Traceback|File \"|\.py\b|sqlalchemy|asyncpg|msgspec|pydantic|uvicorn|0x[0-9a-f]{6}")
 
 
@@ -21,6 +32,9 @@ def check(answer: Answer, status: int, code: str | None = None, *, path: str | N
     """The whole contract for one error answer."""
     body = answer.json()
     assert answer.status == status, answer.body
+    if "request-id" in answer.headers:
+        _check_anthropic(answer, code)
+        return
     assert answer.headers["content-type"] == "application/problem+json"
     assert set(body) == MEMBERS
     assert body["status"] == status
@@ -35,6 +49,20 @@ def check(answer: Answer, status: int, code: str | None = None, *, path: str | N
         assert body["error"]["code"] == code
     assert not TRACES.search(answer.body.decode())
     check_advice(answer, body["error"]["code"])
+
+
+def _check_anthropic(answer: Answer, code: str | None) -> None:
+    """The same where the body is Anthropic's own."""
+    body = answer.json()
+    assert answer.headers["content-type"] == "application/json"
+    assert set(body) == {"type", "error", "request_id"}
+    assert set(body["error"]) == {"type", "message"}
+    assert body["type"] == "error"
+    assert body["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+    if code is not None:
+        assert body["error"]["type"] == ANTHROPICS[code]
+    assert not TRACES.search(answer.body.decode())
+    check_advice(answer, code or "")
 
 
 def check_advice(answer: Answer, code: str) -> None:

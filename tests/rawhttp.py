@@ -26,7 +26,9 @@ class Answer:
 
     @property
     def code(self) -> str:
-        return str(self.json()["error"]["code"])
+        """Our code of an error; of an error in Anthropic's words its type."""
+        error = self.json()["error"]
+        return str(error.get("code", error["type"]))
 
 
 class RawClient:

@@ -85,6 +85,18 @@ class Caller:
         return self.models is None or model in self.models
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A request as it came, where a door translated it: for upstreams that speak the dialect it came in.
+
+    `fields` are the members of the body as bytes, `headers` what belongs to the dialect beside them.
+    """
+
+    dialect: str
+    fields: Mapping[str, msgspec.Raw]
+    headers: Mapping[str, str]
+
+
 class Patience(NamedTuple):
     """How long a call's route waits for what, in seconds; None leaves it to the upstream's own row."""
 
@@ -102,8 +114,9 @@ class Call:
 
     `fields` holds each top-level member of the body as the bytes the client sent, so that what the platform
     does not know is forwarded unchanged; `request` is the typed view of what it does know (a chat, completion,
-    embedding or predict request; see `modelport.requests`). `route` is what the caller asked of its routing, as it
-    was sent (see `modelport.routing.override`); `patience` what the route it took says about waiting.
+    embedding or predict request; see `modelport.requests`). Both are in OpenAI's dialect: a door of another one
+    translates, and keeps what it was sent in `original`. `route` is what the caller asked of its routing, as it was
+    sent (see `modelport.routing.override`); `patience` what the route it took says about waiting.
     """
 
     id: str
@@ -120,6 +133,7 @@ class Call:
     version: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     traceparent: str | None = None
+    original: Original | None = None
     route: str = ""
     patience: Patience | None = None
 
@@ -148,6 +162,8 @@ class Delta(msgspec.Struct, gc=False):
     `usage`: the totals so far, set whenever the backend knows them; the last one seen is what is charged. Every
       delta of a local engine carries it, so that a hang-up is charged for exactly what was produced.
     `timed`: true on deltas that carry model output (the first such delta ends the time to first token).
+    `original`: `raw` is in the dialect of `call.original`, whose door passes it on as it is. Also there a stream leaves
+      out its terminal frame.
     """
 
     raw: bytes = b""
@@ -155,6 +171,7 @@ class Delta(msgspec.Struct, gc=False):
     value: Any = None
     usage: Usage | None = None
     timed: bool = True
+    original: bool = False
 
 
 class Served(NamedTuple):

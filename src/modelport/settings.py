@@ -170,7 +170,7 @@ class UpstreamSettings(_Group):
     """A server that answers for us."""
 
     name: Name
-    kind: Literal["openai"] = "openai"
+    kind: Literal["openai", "anthropic"] = Field("openai", description="The dialect it speaks.")
     base_url: str = Field(description="Up to and including /v1.")
     api_key_env: str = Field("", description="The environment variable that holds its key.")
     headers: dict[str, str] = Field(default={}, description="Sent with every call.")

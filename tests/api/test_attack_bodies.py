@@ -30,7 +30,15 @@ body_timeout_s = 1
 ALIVE = request("GET", "/livez")
 CHAT = b'{"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:1]]"}], %b}'
 MEMORY_BYTES = 120_000_000
-ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/predict", "/v1/images/classify"]
+ROUTES = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/predict",
+    "/v1/images/classify",
+]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,8 @@ def test_what_is_sent_beyond_the_length_is_the_next_request(client: RawClient, k
 def test_a_compressed_body_is_refused_clearly(client: RawClient, key: str, path: str, coding: str) -> None:
     bomb = gzip.compress(b"0" * 1_000_000)
     answer = client.send(post(key, path, f"content-encoding: {coding}", body=bomb)).answer()
-    assert (answer.status, answer.code) == (415, "unsupported_media_type")
+    code = "invalid_request_error" if path.startswith("/v1/messages") else "unsupported_media_type"
+    assert (answer.status, answer.code) == (415, code)
     assert answer.headers["accept-encoding"] == "identity"
 
 
@@ -196,6 +205,50 @@ def test_a_million_inputs_are_answered_or_refused_and_others_are_served(client: 
     body = b'{"model": "table", "inputs": [' + b"0," * 1_000_000 + b"0]}"
     assert client.send(post(key, "/v1/predict", body=body)).answer().status in (200, 400)
     assert client.send(ALIVE).answer().status == 200
+
+
+def odd_blocks() -> Iterator[bytes]:
+    """Blocks of content with a wrong value in every place that a translation reads."""
+    kinds = ["text", "image", "document", "tool_use", "tool_result", "search_result", "thinking", "nobody"]
+    places = ["text", "source", "content", "input", "name", "id", "tool_use_id", "is_error", "title", "citations"]
+    values = ["null", "5", '"x"', "[]", "{}", "[5]", '[{"type": 5}]', '{"type": "base64", "data": 5}', "9" * 400]
+    for kind in kinds:
+        for value in values:
+            members = ", ".join(f'"{place}": {value}' for place in places)
+            yield f'[{{"type": "{kind}", {members}}}, {{"type": 5}}]'.encode()
+
+
+def test_no_block_of_a_message_however_odd_is_our_failure(client: RawClient, key: str) -> None:
+    for blocks in odd_blocks():
+        for role in (b"user", b"assistant"):
+            body = b'{"model": "sandbox", "max_tokens": 1, "messages": [{"role": "%b", "content": %b}]}' % (
+                role,
+                blocks,
+            )
+            answer = client.send(post(key, "/v1/messages", body=body)).answer()
+            assert answer.status in (200, 400), (body, answer)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'"tools": [{"name": 5, "input_schema": 5}]',
+        b'"tools": [{"input_schema": null}], "tool_choice": {"type": "any"}',
+        b'"tools": [{}], "tool_choice": {"type": "tool", "name": []}',
+        b'"tool_choice": {"type": []}',
+        b'"output_config": {"format": 5}',
+        b'"output_config": {"format": {"schema": {"type": 5}}}',
+        b'"metadata": {"user_id": []}',
+        b'"metadata": {"user_id": null}',
+        b'"system": [{}, {"text": 5}]',
+        b'"stop_sequences": [""]',
+        b'"max_completion_tokens": "x", "n": "y", "stop": 5, "user": 5, "stream_options": 5',
+    ],
+)
+def test_no_member_of_a_message_however_odd_is_our_failure(client: RawClient, key: str, member: bytes) -> None:
+    body = b'{"model": "sandbox", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], %b}' % member
+    answer = client.send(post(key, "/v1/messages", body=body)).answer()
+    assert answer.status in (200, 400), answer
 
 
 async def test_a_hang_up_is_noticed_behind_a_body_that_filled_every_buffer(server: Server, key: str) -> None:

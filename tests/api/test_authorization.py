@@ -88,6 +88,8 @@ INFER = Route("inference", bound=404)
 TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/chat/completions"): replace(INFER, body=CHAT),
     ("POST", "/v1/completions"): replace(INFER, body={"model": "sandbox", "prompt": "x"}),
+    ("POST", "/v1/messages"): replace(INFER, body={**CHAT, "max_tokens": 9}),
+    ("POST", "/v1/messages/count_tokens"): replace(INFER, body=CHAT),
     ("POST", "/v1/embeddings"): replace(INFER, body={"model": "vectors", "input": "x"}),
     ("POST", "/v1/predict"): replace(INFER, body={"model": "picture", "inputs": ["x"]}),
     ("POST", "/v1/images/classify"): replace(INFER, body={"model": "picture", "image": "eA=="}),
@@ -219,7 +221,7 @@ async def test_every_other_scope_is_not_enough(
     without = await world.key_of(alice.organization_id, alice.project_id, scopes=frozenset(SCOPES) - {scope})
     answer = ask(server, row, names, key=without.secret)
     check(answer, 403, "permission_denied")
-    assert repr(scope) in answer.json()["detail"]
+    assert repr(scope) in answer.json()["error"]["message"]
     assert scope is not None
     only = await world.key_of(alice.organization_id, alice.project_id, scopes=frozenset({scope}))
     # Nobody changes a key that may do more than theirs.

@@ -6,7 +6,7 @@ import gzip
 import re
 import time
 from collections.abc import Iterator
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -36,10 +36,16 @@ LIMITS = {"requests_per_minute": 1000, "tokens_per_minute": 100_000, "concurrent
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 GO_DURATION = re.compile(r"(\d+h)?(\d+m)?(\d+(\.\d+)?s)|\d+ms")
 OPENAI = {f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")}
+ANTHROPIC = {
+    f"anthropic-ratelimit-{unit}-{what}"
+    for unit in ("requests", "tokens", "input-tokens", "output-tokens")
+    for what in ("limit", "remaining", "reset")
+}
 X_STYLE = {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
 HOT: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:2]]"}]},
     "/v1/completions": {"model": "sandbox", "prompt": "[[tokens:2]]"},
+    "/v1/messages": {"model": "sandbox", "max_tokens": 9, "messages": [{"role": "user", "content": "[[tokens:2]]"}]},
     "/v1/predict": {"model": "picture", "inputs": ["x"]},
     "/v1/images/classify": {"model": "picture", "image": "eA=="},
 }
@@ -100,9 +106,13 @@ def test_limits_are_told_in_the_ietf_style_and_in_the_routes_own(server: Server,
     assert policy["key-calls"]["q"] == 7
     assert set(policy) == set(state)
     assert all(0 <= state[name]["r"] < policy[name]["q"] for name in ("key-rpm", "key-calls"))
-    openai = "completions" in path
-    assert (answer.headers.keys() >= OPENAI, answer.headers.keys() >= X_STYLE) == (openai, not openai)
-    if openai:
+    openai, anthropic = "completions" in path, "messages" in path
+    told = [answer.headers.keys() >= style for style in (OPENAI, ANTHROPIC, X_STYLE)]
+    assert told == [openai, anthropic, not (openai or anthropic)]
+    if anthropic:
+        reset = datetime.fromisoformat(answer.headers["anthropic-ratelimit-requests-reset"])
+        assert time.time() - 5 < reset.timestamp() < time.time() + 65
+    elif openai:
         assert GO_DURATION.fullmatch(answer.headers["x-ratelimit-reset-requests"])
         assert answer.headers["x-ratelimit-limit-tokens"] == "100000"
     else:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelport.backends.openai.stream import MAX_EVENT_BYTES, EventStream
+from modelport.backends.openai.stream import EventStream
+from modelport.backends.upstream.frames import MAX_EVENT_BYTES
 from modelport.calls import Usage
 from tests.upstream import chat_chunk, chat_events, event
 

@@ -1,4 +1,4 @@
-"""The limits in an answer's headers, as three kinds of clients read them."""
+"""The limits in an answer's headers, as four kinds of clients read them."""
 
 from __future__ import annotations
 
@@ -73,6 +73,21 @@ def test_openai_clients_read_requests_and_tokens() -> None:
     }
 
 
+def test_anthropics_clients_read_every_kind_and_the_time_of_day() -> None:
+    """One limit counts all tokens, so that it is told for the input and the output as well."""
+    found = headers([RPM, TPM, CALLS], style="anthropic")
+    told = {name.removeprefix("anthropic-ratelimit-"): value for name, value in found.items() if "anthropic" in name}
+    assert told == {
+        "requests-limit": "600",
+        "requests-remaining": "598",
+        "requests-reset": "2026-01-01T00:00:12Z",
+        **{f"{kind}tokens-limit": "100000" for kind in ("", "input-", "output-")},
+        **{f"{kind}tokens-remaining": "87231" for kind in ("", "input-", "output-")},
+        **{f"{kind}tokens-reset": "2026-01-01T00:00:12Z" for kind in ("", "input-", "output-")},
+    }
+    assert not any(name.startswith("x-") for name in found)
+
+
 def test_other_clients_read_the_requests_and_a_unix_time() -> None:
     found = headers([level("management", 600, 7, 1.2)], style="x")
     assert found["x-ratelimit-limit"] == "600"
@@ -93,7 +108,7 @@ def test_without_limits_there_is_nothing_to_say() -> None:
     assert set(headers([CALLS])) == {"ratelimit-policy", "ratelimit"}
 
 
-@given(LEVELS, st.sampled_from(["openai", "x"]))
+@given(LEVELS, st.sampled_from(["openai", "anthropic", "x"]))
 def test_every_field_parses_and_says_what_the_levels_say(levels: list[Level], style: str) -> None:
     found = headers(levels, style)
     policies, limits = parsed(found["ratelimit-policy"]), parsed(found["ratelimit"])
@@ -105,7 +120,11 @@ def test_every_field_parses_and_says_what_the_levels_say(levels: list[Level], st
         if item.bucket.window_s:
             assert limit["t"] == ceil(item.reset_s)
     requests = [i for i in levels if i.bucket.window_s and not i.bucket.name.endswith("tpm")]
-    told = "x-ratelimit-remaining-requests" if style == "openai" else "x-ratelimit-remaining"
+    told = {
+        "openai": "x-ratelimit-remaining-requests",
+        "anthropic": "anthropic-ratelimit-requests-remaining",
+        "x": "x-ratelimit-remaining",
+    }[style]
     if requests:
         assert found[told] == str(min(item.remaining for item in requests))
 

@@ -13,8 +13,8 @@ from starlette.routing import Match
 
 from modelport.api import admin, budgets, documents, health, keys, limits, models, usage
 from modelport.api.edge import Edge
+from modelport.api.failures import failure
 from modelport.api.platform import Platform
-from modelport.api.problems import PROBLEM_TYPE, problem_body, retry_headers
 from modelport.api.routes import HOT
 from modelport.errors import BadRequest, Internal, MethodNotAllowed, ModelportError, NotFound
 
@@ -50,11 +50,9 @@ def build_app(platform: Platform) -> Edge:
 
 def _render(request: Request, error: ModelportError) -> Response:
     base_url = request.app.state.platform.settings.server.public_url
-    body = problem_body(
-        error, request_id=request.scope["modelport.request_id"], path=request.url.path, base_url=base_url
-    )
-    response = Response(body, status_code=error.status, media_type=PROBLEM_TYPE.decode())
-    response.raw_headers.extend(retry_headers(error))
+    told = failure(error, request_id=request.scope["modelport.request_id"], path=request.url.path, base_url=base_url)
+    response = Response(told.body, status_code=told.status, media_type=told.content_type.decode())
+    response.raw_headers.extend(told.headers)
     levels = getattr(error, "levels", None)
     if levels:
         request.scope["modelport.levels"] = levels

@@ -14,9 +14,10 @@ from typing import Any
 import structlog
 
 from modelport.api.exchange import Exchange, accepts_gzip
-from modelport.api.limit_headers import limit_headers
+from modelport.api.failures import failure, failure_event, speaks_anthropic
+from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
 from modelport.api.platform import Platform
-from modelport.api.problems import PROBLEM_TYPE, levels_of, problem_body, retry_headers, stream_event
+from modelport.api.problems import levels_of
 from modelport.api.wire import Headers, Wire
 from modelport.errors import (
     BadRequest,
@@ -33,19 +34,19 @@ from modelport.observe.logs import request_id as current_request_id
 Handler = Callable[[Exchange], Awaitable[None]]
 # The management API's bodies are small, and those who send them are not known before they are read.
 MAX_MANAGEMENT_BYTES = 1_000_000
-_PROBLEM = (b"content-type", PROBLEM_TYPE)
 _ONLY_POST = [(b"allow", b"POST, OPTIONS")]
 # A cache knows that an answer to `Authorization` is one caller's alone; of `X-API-Key` it knows nothing.
 _NOT_KEPT = ((b"cache-control", b"no-store"),)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPOSED = b", ".join(
     [
-        b"x-request-id, x-model-requested, x-model-served, x-model-version, x-cache, idempotent-replayed, x-cost-usd",
-        b"x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, x-should-retry, ratelimit",
-        b"ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-ratelimit-limit-requests",
-        b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens",
-        b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, deprecation, sunset, link, traceparent, x-attempts",
-        b"x-fallback",
+        b"x-request-id, request-id, x-model-requested, x-model-served, x-model-version, x-cache, idempotent-replayed",
+        b"x-cost-usd, x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, x-should-retry",
+        b"ratelimit, ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset",
+        b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests",
+        b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens",
+        b"deprecation, sunset, link, traceparent, x-attempts, x-fallback",
+        *ANTHROPIC_NAMES,
     ]
 )
 log = structlog.get_logger("modelport.api")
@@ -96,7 +97,8 @@ class Edge:
             interrupt = exchange.interrupt
             if interrupt is None or interrupt.claim() is None:
                 if exchange.streaming:
-                    await exchange.finish(stream_event(Unavailable("The server stops; the rest is lost. Call again.")))
+                    stopping = Unavailable("The server stops; the rest is lost. Call again.")
+                    await exchange.finish(_last_event(exchange, stopping))
                 raise
             exchange.status = CallCancelled.status
         except Exception:
@@ -113,23 +115,30 @@ class Edge:
         if exchange.started or isinstance(error, CallCancelled):
             exchange.status = error.status
             if exchange.streaming:
-                await exchange.finish(stream_event(error))
+                await exchange.finish(_last_event(exchange, error))
             return
         exchange.levels = list(levels_of(error)) or exchange.levels  # type: ignore[arg-type]
-        body = problem_body(
+        if speaks_anthropic(exchange.path):
+            exchange.speak_anthropic()
+        told = failure(
             error,
             request_id=exchange.request_id,
             path=exchange.path,
             base_url=self._platform.settings.server.public_url,
         )
         await exchange.respond(
-            error.status, body, headers=[*retry_headers(error), *(headers or ())], content_type=_PROBLEM
+            told.status,
+            told.body,
+            headers=[*told.headers, *(headers or ())],
+            content_type=(b"content-type", told.content_type),
         )
 
     async def _pass_on(self, exchange: Exchange) -> None:
         """FastAPI serves it; our headers are added when the answer starts."""
         scope = exchange.scope
         scope["modelport.request_id"] = exchange.request_id
+        if speaks_anthropic(exchange.path):
+            exchange.speak_anthropic()
         if scope["method"] == "OPTIONS" and exchange.extra:
             await self._preflight(exchange)
             return
@@ -217,3 +226,7 @@ class Edge:
                 duration_ms=round(seconds * 1000, 2),
                 trace_id=exchange.trace.trace_id,
             )
+
+
+def _last_event(exchange: Exchange, error: ModelportError) -> bytes:
+    return failure_event(error, request_id=exchange.request_id, path=exchange.path)

@@ -104,6 +104,12 @@ class Exchange:
             return "The only transfer-encoding that is read here is 'chunked'."
         return ""
 
+    def speak_anthropic(self) -> None:
+        """Answer with the headers that Anthropic's SDKs read. Idempotent."""
+        if self.style != "anthropic":
+            self.style = "anthropic"
+            self.extra = [*self.extra, (b"request-id", self.request_id.encode())]
+
     @property
     def address(self) -> str:
         client = self.scope.get("client")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, NamedTuple
 
 from modelport.api.bodies import decode, metadata_tags
 from modelport.api.exchange import Exchange
@@ -19,7 +19,17 @@ from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from modelport.routing.override import HEADER, METADATA
 
 _ROUTE = HEADER.encode()
-KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class Voice(NamedTuple):
+    """What a door says in a stream beside the deltas: in silence, at its end (never nothing), and where it breaks."""
+
+    silence: bytes
+    ending: Callable[[], bytes]
+    broken: Callable[[ModelportError], bytes]
+
+
+OPENAI = Voice(b": keep-alive\n\n", lambda: DONE, stream_event)
 
 
 async def chat_completions(exchange: Exchange) -> None:
@@ -86,32 +96,40 @@ async def answer(exchange: Exchange, run: Run) -> None:
     await exchange.respond(200, body, headers=[*served_headers(exchange, run), *cost_headers(exchange, run)])
 
 
-async def stream(exchange: Exchange, run: Run) -> None:
-    """Pass the answer on as it comes. An error before the first delta is an ordinary error answer."""
-    deltas = run.deltas()
+async def stream(
+    exchange: Exchange, run: Run, *, deltas: AsyncGenerator[Delta] | None = None, voice: Voice = OPENAI
+) -> None:
+    """Pass the answer on as it comes. An error before the first delta with something in it is an ordinary answer.
+
+    `deltas` are those of `run` in the words of `voice`, where that is not OpenAI's.
+    """
+    if deltas is None:
+        deltas = run.deltas()
     try:
         first = await anext(deltas, None)
+        while first is not None and not first.raw:
+            first = await anext(deltas, None)
         if first is None:
             raise UpstreamFailed("The model ended without an answer.")
         headers = served_headers(exchange, run)
         await exchange.start_stream(headers if run.paid is None else headers + budget_headers(run))
         await exchange.send(first.raw)
-        await _pass_on(exchange, deltas)
-        last = DONE
+        await _pass_on(exchange, deltas, voice.silence)
+        last = voice.ending()
     except ModelportError as error:
         if not exchange.started:
             raise
         # The status line said 200 long ago; the log says what became of it.
         exchange.status = error.status
-        last = stream_event(error)
+        last = voice.broken(error)
     finally:
         await deltas.aclose()
     await exchange.finish(last)
 
 
-async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta]) -> None:
-    """Send each delta; in long silences send comments, so that proxies in between keep the connection open."""
-    silence, wire = Silence(exchange), exchange.wire
+async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta], keep_alive: bytes) -> None:
+    """Send each delta; in long silences send `keep_alive`, so that proxies in between keep the connection open."""
+    silence, wire = Silence(exchange, keep_alive), exchange.wire
     try:
         async for delta in deltas:
             if delta.raw:
@@ -123,12 +141,13 @@ async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta]) -> None:
 
 
 class Silence:
-    """Sends a comment whenever nothing was sent for a whole interval. One timer, never re-armed per chunk."""
+    """Sends `word` whenever nothing was sent for a whole interval. One timer, never re-armed per chunk."""
 
-    __slots__ = ("_exchange", "_interval_s", "_loop", "_sending", "_timer", "broken")
+    __slots__ = ("_exchange", "_interval_s", "_loop", "_sending", "_timer", "_word", "broken")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, word: bytes) -> None:
         self._exchange = exchange
+        self._word = word
         self._interval_s = exchange.platform.settings.server.stream_keep_alive_s / 2
         self.broken = True
         self._sending: asyncio.Task[None] | None = None
@@ -137,7 +156,7 @@ class Silence:
 
     def _tick(self) -> None:
         if not self.broken and (self._sending is None or self._sending.done()):
-            self._sending = asyncio.create_task(self._exchange.send(KEEP_ALIVE))
+            self._sending = asyncio.create_task(self._exchange.send(self._word))
         self.broken = False
         self._timer = self._loop.call_later(self._interval_s, self._tick)
 

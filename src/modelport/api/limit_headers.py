@@ -1,12 +1,14 @@
-"""What is left of the limits, in the three styles that clients read. Pure, and on the hot path.
+"""What is left of the limits, in the four styles that clients read. Pure, and on the hot path.
 
 Sources: draft-ietf-httpapi-ratelimit-headers-11 (RateLimit, RateLimit-Policy; RFC 9651 for their syntax); OpenAI API
-reference (x-ratelimit-*, whose reset is a duration as Go prints it); the X-RateLimit-* fields as GitHub has them.
+reference (x-ratelimit-*, whose reset is a duration as Go prints it); Claude API reference (anthropic-ratelimit-*,
+whose reset is a time of RFC 3339); the X-RateLimit-* fields as GitHub has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from math import ceil
 from typing import Literal
@@ -14,7 +16,7 @@ from typing import Literal
 from modelport.limits.rules import TOKEN_NAMES
 from modelport.state.protocol import Level
 
-Style = Literal["openai", "x"]
+Style = Literal["openai", "anthropic", "x"]
 _Headers = list[tuple[bytes, bytes]]
 
 
@@ -51,6 +53,8 @@ def limit_headers(levels: Sequence[Level], *, style: Style, now_us: int) -> _Hea
             headers += _openai(requests, _REQUESTS)
         if tokens is not None:
             headers += _openai(tokens, _TOKENS)
+    elif style == "anthropic":
+        headers += _anthropic(requests, tokens, now_us)
     else:
         told = requests or tokens
         if told is not None:
@@ -90,6 +94,26 @@ def _openai(level: Level, names: tuple[bytes, bytes, bytes]) -> _Headers:
         (remaining, b"%d" % level.remaining),
         (reset, go_duration(level.reset_s).encode()),
     ]
+
+
+_ANTHROPIC = {
+    kind: tuple(f"anthropic-ratelimit-{kind}-{what}".encode() for what in ("limit", "remaining", "reset"))
+    for kind in ("requests", "tokens", "input-tokens", "output-tokens")
+}
+ANTHROPIC_NAMES = tuple(name for names in _ANTHROPIC.values() for name in names)
+
+
+def _anthropic(requests: Level | None, tokens: Level | None, now_us: int) -> _Headers:
+    """One limit counts all tokens here, so that what is left of it is what is left of either kind."""
+    headers: _Headers = []
+    for kind, (limit, remaining, reset) in _ANTHROPIC.items():
+        level = requests if kind == "requests" else tokens
+        if level is not None:
+            free = datetime.fromtimestamp(ceil(now_us / 1_000_000 + level.reset_s), UTC)
+            headers.append((limit, b"%d" % level.bucket.limit))
+            headers.append((remaining, b"%d" % level.remaining))
+            headers.append((reset, free.strftime("%Y-%m-%dT%H:%M:%SZ").encode()))
+    return headers
 
 
 # Limits come from a few plans and overrides; what is dropped is only written again.

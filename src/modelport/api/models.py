@@ -1,4 +1,4 @@
-"""`/v1/models`: what can be called, in OpenAI's list format with our facts beside it."""
+"""`/v1/models`: what can be called, in OpenAI's list format with Anthropic's members and our facts beside it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ModelVersion(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """A model as OpenAI describes it, with state, kind, versions, schema and prices beside."""
+    """A model as OpenAI and Anthropic describe it, with state, kind, versions, schema and prices beside."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -54,6 +54,10 @@ class ModelBody(BaseModel):
                     "object": "model",
                     "created": 1767225600,
                     "owned_by": "modelport",
+                    "type": "model",
+                    "display_name": "iris",
+                    "created_at": "2026-01-01T00:00:00Z",
+                    "lifecycle": "active",
                     "name": "iris",
                     "description": "Species of an iris from four measurements.",
                     "kind": "tabular",
@@ -76,6 +80,10 @@ class ModelBody(BaseModel):
     object: str = Field(description="Always `model`.")
     created: int = Field(description="Unix seconds.")
     owned_by: str
+    type: str = Field(description="Always `model`: Anthropic's word for `object`.")
+    display_name: str
+    created_at: str = Field(description="The same as `created`.")
+    lifecycle: str = Field(description="Always `active`: Anthropic's word for a model that is served.")
     name: str
     description: str
     kind: str = Field(description="`chat`, `embedding`, `image` or `tabular`.")
@@ -158,6 +166,10 @@ def model_body(platform: Platform, model: Model) -> ModelBody:
         object="model",
         created=model.created_us // 1_000_000,
         owned_by=settings.targets[0].upstream if settings.targets else "modelport",
+        type="model",
+        display_name=model.id,
+        created_at=rfc3339(model.created_us),
+        lifecycle="active",
         name=model.id,
         description=settings.description,
         kind=model.kind.value,

@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from modelport import __version__
-from modelport.api.responses import error_response
+from modelport.api.responses import ErrorStyle, error_response
 
 _TAGS = [
     {"name": "Chat", "description": "Language models in OpenAI's format."},
+    {"name": "Messages", "description": "The same models in Anthropic's format."},
     {"name": "Predict", "description": "Models that answer at once: images, tables, text."},
     {"name": "Models", "description": "What can be called."},
     {"name": "API keys", "description": "Keys, their scopes and limits."},
@@ -25,8 +26,8 @@ _TAGS = [
 _DESCRIPTION = """Real models behind one key, one limit and one ledger.
 
 Send an API key as `Authorization: Bearer mp_live_…` or `X-API-Key`. The official OpenAI SDKs work by changing
-`base_url` to this server's address followed by `/v1`. Every answer carries `x-request-id`; its receipt is at
-`/v1/requests/{id}`.
+`base_url` to this server's address followed by `/v1`, Anthropic's with the address alone. Every answer carries
+`x-request-id`; its receipt is at `/v1/requests/{id}`.
 """
 
 
@@ -45,6 +46,7 @@ class HotRoute:
     response_schema: dict[str, Any]
     stream_example: str = ""
     multipart: bool = False
+    errors: ErrorStyle = "problem"
     openai: bool = True
 
 
@@ -92,7 +94,9 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
         answer["text/event-stream"] = {"schema": {"type": "string"}, "example": route.stream_example}
     # A budget that is spent is 429 where OpenAI's SDKs expect it.
     spent = () if route.openai else (402,)
-    statuses = (400, 401, *spent, 403, 404, 413, 415, 429, 500, 502, 503, 504)
+    statuses: tuple[int, ...] = (400, 401, *spent, 403, 404, 413, 415, 429, 500, 502, 503, 504)
+    if route.errors == "anthropic":
+        statuses += (529,)
     return {
         "operationId": route.operation_id,
         "tags": [route.tag],
@@ -102,7 +106,7 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
         "requestBody": {"required": True, "content": content},
         "responses": {
             "200": {"description": "The answer.", "content": answer},
-            **{str(status): error_response(status) for status in statuses},
+            **{str(status): error_response(status, style=route.errors) for status in statuses},
         },
     }
 

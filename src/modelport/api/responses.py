@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from modelport import errors as tree
+from modelport.api.anthropic_errors import type_of
 from modelport.errors import ModelportError
 
 PROBLEM_SCHEMA: dict[str, Any] = {
@@ -31,6 +32,23 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         },
     },
 }
+ANTHROPIC_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "AnthropicError",
+    "description": "An error as Anthropic's SDKs read it.",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"type": "string", "const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
+    },
+}
+ErrorStyle = Literal["problem", "anthropic"]
+_REQUEST_ID = "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09"
 
 _BY_STATUS: dict[int, type[ModelportError]] = {
     400: tree.BadRequest,
@@ -47,6 +65,7 @@ _BY_STATUS: dict[int, type[ModelportError]] = {
     502: tree.UpstreamFailed,
     503: tree.Overloaded,
     504: tree.CallTimeout,
+    529: tree.Overloaded,
 }
 
 
@@ -55,16 +74,21 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: error_response(status) for status in sorted({*statuses, 500})}
 
 
-def error_response(status: int) -> dict[str, Any]:
+def error_response(status: int, *, style: ErrorStyle = "problem") -> dict[str, Any]:
     """One response object with an example."""
     kind = _BY_STATUS[status]
+    if style == "anthropic":
+        member = {"type": type_of(status), "message": kind.title}
+        told = {"type": "error", "error": member, "request_id": _REQUEST_ID}
+        content = {"application/json": {"schema": ANTHROPIC_SCHEMA, "example": told}}
+        return {"description": kind.title, "content": content}
     example = {
         "type": f"/errors/{kind.code}",
         "title": kind.title,
         "status": status,
         "detail": kind.title,
         "instance": "/v1/…",
-        "request_id": "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
+        "request_id": _REQUEST_ID,
         "error": {"message": kind.title, "type": kind.type, "code": kind.code, "param": None},
     }
     return {

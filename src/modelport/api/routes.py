@@ -6,8 +6,10 @@ from typing import Any
 
 from modelport.api.edge import Handler
 from modelport.api.generate import chat_completions, completions, embeddings
+from modelport.api.messages import count_tokens, messages
 from modelport.api.openapi import HotRoute
 from modelport.api.predict import ClassifyRequest, classify, predict
+from modelport.dialect.anthropic.shapes import CountTokensRequest, MessagesRequest
 from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
 
 _OBJECT: dict[str, Any] = {"type": "object"}
@@ -86,6 +88,53 @@ EMBEDDING = HotRoute(
     },
     response_schema=_OBJECT,
 )
+_QUESTION = {
+    "model": "smollm2-135m-instruct",
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+}
+MESSAGES = HotRoute(
+    path="/v1/messages",
+    operation_id="create_message",
+    summary="Create a message",
+    description="Anthropic's Messages over any model of kind `chat`; with `stream: true` as server-sent events. The "
+    "key may come in `x-api-key` or as a Bearer token, `anthropic-version` is `2023-06-01` or `2026-10-21`.",
+    tag="Messages",
+    request=MessagesRequest,
+    request_example={"max_tokens": 256, **_QUESTION},
+    response_example={
+        "id": "msg_0199d1c2a7f0",
+        "type": "message",
+        "role": "assistant",
+        "model": "smollm2-135m-instruct",
+        "content": [{"type": "text", "text": "The capital of France is Paris."}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 12,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "output_tokens": 8,
+        },
+    },
+    response_schema=_OBJECT,
+    stream_example='event: message_start\ndata: {…}\n\nevent: message_stop\ndata: {"type": "message_stop"}\n\n',
+    errors="anthropic",
+    openai=False,
+)
+COUNT_TOKENS = HotRoute(
+    path="/v1/messages/count_tokens",
+    operation_id="count_message_tokens",
+    summary="Count a message's tokens",
+    description="How many input tokens a request to `/v1/messages` would have. Nothing is run and nothing is charged; "
+    "for models of servers that don't count it is an estimate.",
+    tag="Messages",
+    request=CountTokensRequest,
+    request_example=_QUESTION,
+    response_example={"input_tokens": 12},
+    response_schema=_OBJECT,
+    errors="anthropic",
+    openai=False,
+)
 PREDICT = HotRoute(
     path="/v1/predict",
     operation_id="create_prediction",
@@ -130,6 +179,8 @@ HOT: tuple[tuple[HotRoute, Handler], ...] = (
     (CHAT, chat_completions),
     (COMPLETION, completions),
     (EMBEDDING, embeddings),
+    (MESSAGES, messages),
+    (COUNT_TOKENS, count_tokens),
     (PREDICT, predict),
     (CLASSIFY, classify),
 )

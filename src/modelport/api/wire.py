@@ -215,7 +215,9 @@ class Wire:
         if self.more_body:
             # Answered before the body was read: nobody can say where the next request would begin.
             self.keep_alive = False
-        lines = [_STATUS[status], self._connection.server.date_line()]
+        # Upstreams refuse with numbers that no registry has, such as Anthropic's 529; the phrase may be empty.
+        status_line = _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
+        lines = [status_line, self._connection.server.date_line()]
         lines += [b"%b: %b\r\n" % field for field in headers]
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         return b"".join(lines)

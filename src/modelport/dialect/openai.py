@@ -68,12 +68,13 @@ class ChunkWriter:
     not ask for it.
     """
 
-    __slots__ = ("_after", "_before", "_chat", "_include_usage")
+    __slots__ = ("_after", "_before", "_chat", "_include_usage", "_translated")
 
     def __init__(self, call: Call, *, fingerprint: str, like: Mapping[str, Any] | None = None) -> None:
         """`like` is a chunk of the answer that somebody else began and this writer ends."""
         self._chat = call.operation is Operation.CHAT
         self._include_usage = call.stream and call.request.include_usage
+        self._translated = call.original is not None
         head = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{call.id[4:]}",
             "object": "chat.completion.chunk" if self._chat else "text_completion",
@@ -106,7 +107,14 @@ class ChunkWriter:
     def tool_arguments(self, tool: int, text: str, *, index: int = 0) -> bytes:
         return self._delta(index, b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (tool, _encode(text)))
 
-    def finish(self, reason: str, *, index: int = 0) -> bytes:
+    def finish(self, reason: str, *, index: int = 0, stop: str = "") -> bytes:
+        """The end of a choice. `stop` is the stop sequence that was met, which OpenAI's dialect has no word for: it is
+        written, in vLLM's, only for doors that translate into a dialect which has one."""
+        if stop and self._translated:
+            return self._choice(
+                b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}'
+                % (index, _encode(reason), _encode(stop))
+            )
         if self._chat:
             return self._choice(
                 b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (index, _encode(reason))

@@ -40,7 +40,8 @@ class Ceiling:
     def ending(self, delta: Delta, usage: Usage) -> Delta | None:
         """What ends the answer properly behind `delta`, if it is to end there; `usage` is the total so far."""
         crossed = usage.output_tokens > self._output_tokens
-        if delta.whole or not (crossed or self._choices > 1):
+        # An answer in another dialect tells its count with its end, so that nothing is left to be ended.
+        if delta.whole or delta.original or not (crossed or self._choices > 1):
             return None
         chunks = _chunks(delta.raw)
         for chunk in chunks:

@@ -68,6 +68,17 @@ class Corridor:
         """Which target is asked first. Raises: ModelNotFound, BadRequest, CircuitOpen."""
         return self.dispatcher.planner.plan(call)
 
+    async def count_input(self, call: Call) -> int:
+        """How many input tokens the call would have: the upstream's own count where it has one, else what a
+        reservation would take. Nothing is reserved and nothing recorded.
+
+        Raises: ModelNotFound, BadRequest, Unavailable, UpstreamFailed, UpstreamRejected, CallTimeout.
+        """
+        target = self.plan(call).target
+        count = getattr(target.backend, "count_exactly", target.backend.count_input)
+        tokens: int = await count(call, model=target.upstream_model)
+        return tokens
+
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from modelport.backends.anthropic import AnthropicBackend
 from modelport.backends.openai import OpenAIBackend
 from modelport.backends.protocol import Backend, Target
 from modelport.backends.sandbox import SandboxBackend
@@ -23,7 +24,7 @@ log = structlog.get_logger("modelport")
 
 def build_models(settings: Settings, places: Places, *, now_us: int) -> list[Model]:
     """Every configured model with its versions; nothing is started."""
-    upstreams = {row.name: _upstream(row) for row in settings.upstreams}
+    upstreams = {row.name: _upstream(row, settings) for row in settings.upstreams}
     return [_model(row, upstreams, places, now_us=now_us) for row in all_models(settings)]
 
 
@@ -42,10 +43,12 @@ def _model(row: ModelSettings, upstreams: dict[str, Backend], places: Places, *,
     return Model(row.id, ModelKind(row.kind), row, versions, created_us=now_us, aliases=aliases)
 
 
-def _upstream(row: UpstreamSettings) -> Backend:
+def _upstream(row: UpstreamSettings, settings: Settings) -> Backend:
     api_key = os.environ.get(row.api_key_env, "") if row.api_key_env else ""
     if row.api_key_env and not api_key:
         log.warning("upstream_key_missing", upstream=row.name, variable=row.api_key_env)
+    if row.kind == "anthropic":
+        return AnthropicBackend(row, api_key=api_key, default_output_tokens=settings.limits.default_output_tokens)
     return OpenAIBackend(row, api_key=api_key)
 
 

@@ -81,7 +81,7 @@ class Answer:
             choice.ended = True
             self._open -= 1
             self._judge(choice, piece.finish)
-            raw += writer.finish(self._reason(choice, piece.finish), index=piece.index)
+            raw += writer.finish(self._reason(choice, piece.finish), index=piece.index, stop=piece.stop)
         usage = self.usage()
         if self.finished:
             raw += writer.usage(usage)

@@ -179,7 +179,7 @@ class EngineProcess:
         engine = cast(NativeEngine, self._engine)
         whole, made = False, 0
 
-        def on_token(text: str, output: int, cached: int, finish: str, logprobs: bytes) -> bool:
+        def on_token(text: str, output: int, cached: int, finish: str, logprobs: bytes, stop: str) -> bool:
             nonlocal whole, made
             made = max(made, output)
             if entry.cancelled:
@@ -187,7 +187,7 @@ class EngineProcess:
             if output or finish:
                 whole = bool(finish)
                 logprobs = b"" if logprobs == b"null" else logprobs
-                self._post(connection, wire.Piece(index, text, output, cached, finish, logprobs))
+                self._post(connection, wire.Piece(index, text, output, cached, finish, logprobs, stop))
             if time.monotonic() < entry.deadline_s:
                 return False
             if not finish:

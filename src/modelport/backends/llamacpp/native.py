@@ -48,17 +48,22 @@ class _Error(msgspec.Struct):
     message: str = ""
 
 
+class _Verbose(msgspec.Struct, frozen=True):
+    stopping_word: str = ""
+
+
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
+    verbose: _Verbose = msgspec.field(name="__verbose", default=_Verbose())
     timings: _Timings = _Timings()
     error: _Error | None = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
-# Called with (text, tokens so far, cached tokens, finish, logprobs); true stops the generation. Called with no text
-# and no tokens while the prompt is read.
-OnToken = Callable[[str, int, int, str, bytes], bool]
+# Called with (text, tokens so far, cached tokens, finish, logprobs, stop sequence that was met); true stops the
+# generation. Called with no text and no tokens while the prompt is read.
+OnToken = Callable[[str, int, int, str, bytes, str], bool]
 
 
 class NativeEngine:
@@ -110,7 +115,14 @@ class NativeEngine:
                 return True
             choice, timings = chunk.choices[0], chunk.timings
             finish = choice.finish_reason or ""
-            stop = on_token(choice.text, timings.predicted_n, timings.cache_n, finish, bytes(choice.logprobs))
+            stop = on_token(
+                choice.text,
+                timings.predicted_n,
+                timings.cache_n,
+                finish,
+                bytes(choice.logprobs),
+                chunk.verbose.stopping_word,
+            )
             failure[:] = [] if stop or finish else ["the generation ended without a reason"]
             return stop
 

@@ -11,6 +11,8 @@ from modelport.requests import ChatRequest, CompletionRequest
 # What most instruct models are published with. The names are llama.cpp's. A model that needs more than that says so in
 # its row's options, as the default one does: bench/sampling.py and docs/guides/local-llm.md tell how those were chosen.
 DEFAULT_SAMPLING: dict[str, float] = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.05}
+# Has llama.cpp say with the last token which stop sequence it met; it says so nowhere else.
+_TELL_STOP: dict[str, Any] = {"verbose": True, "response_fields": ["stopping_word"]}
 _SEED_BITS = 0x7FFFFFFF
 _MAX_BIAS = 100
 
@@ -32,6 +34,7 @@ def sampling_for(
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if stop:
         body["stop"] = [text for text in stop if text]
+        body |= _TELL_STOP
     if request.logit_bias:
         body["logit_bias"] = _bias(request.logit_bias)
     probabilities = _probabilities(request)

@@ -76,6 +76,7 @@ class Piece(_Frame):
     """What choice `index` got since its last piece. `output_tokens` are all that it has produced so far.
 
     `finish` is empty until the choice's last piece, then `stop` or `length`. `logprobs` are the engine's own, as JSON.
+    `stop` is the stop sequence that ended the choice, where one did.
     """
 
     index: int
@@ -84,6 +85,7 @@ class Piece(_Frame):
     cached_tokens: int
     finish: str = ""
     logprobs: bytes = b""
+    stop: str = ""
 
 
 class Failure(_Frame):

@@ -6,7 +6,7 @@ can only be a member and never something a model said: such a read is changed by
 (spaces, escapes) are learnt from the first event. Cheapest of all is one event that differs from an earlier one in
 nothing but its text. Whatever is not plain is taken apart and decoded.
 
-Source: WHATWG HTML section 9.2 (server-sent events); OpenAI chat completion chunk object.
+Source: OpenAI chat completion chunk object.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from typing import Any
 
 import msgspec
 
-from modelport.backends.openai.refusals import stream_error
+from modelport.backends.upstream.frames import MAX_EVENT_BYTES, Frames, frame_of
+from modelport.backends.upstream.refusals import stream_error
 from modelport.calls import Usage
 from modelport.dialect.openai import usage_body, usage_from
 from modelport.errors import ModelportError, UpstreamFailed
-
-# One event; a piece of a picture or of sound fits.
-MAX_EVENT_BYTES = 4_000_000
 
 _MODEL = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")')
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null')
@@ -44,10 +42,13 @@ class EventStream:
     deltas with model output meanwhile, which is close to the number of tokens.
     """
 
+    original = False
+
     __slots__ = (
         "_counted",
         "_finish_null",
         "_finished",
+        "_frames",
         "_head",
         "_keep_usage",
         "_learnt",
@@ -58,7 +59,6 @@ class EventStream:
         "_old_model",
         "_public_model",
         "_started",
-        "_tail",
         "_tries",
         "_usage_null",
         "done",
@@ -72,7 +72,7 @@ class EventStream:
         self._public_model = public_model
         self._model_json = _encode(public_model)
         self._keep_usage = keep_usage
-        self._tail = b""
+        self._frames = Frames()
         self._started = False
         self._learnt = False
         self._finished = False
@@ -90,9 +90,7 @@ class EventStream:
 
     def feed(self, data: bytes) -> bytes:
         """The complete events that `data` completes, ready to be passed on; an incomplete one waits for its rest."""
-        if self._tail:
-            data = self._tail + data
-        elif self._mould is not None:
+        if self._mould is not None and not self._frames.tail:
             before, after, new_before, new_after = self._mould
             if data.startswith(before) and data.endswith(after):
                 text = data[len(before) : -len(after)]
@@ -100,30 +98,18 @@ class EventStream:
                 if text and b'"' not in text:
                     self.pieces += 1
                     return new_before + text + new_after
-        if b"\r" in data:
-            data = self._normalised(data)
-        if data.endswith(b"\n\n"):
-            self._tail = b""
-        else:
-            cut = data.rfind(b"\n\n") + 2
-            if cut == 1:
-                self._hold(data)
-                return b""
-            self._hold(data[cut:])
-            data = data[:cut]
-        return self._passed(data)
+        data = self._frames.complete(data)
+        if self._frames.overflow:
+            self._fail(f"sent an event larger than {MAX_EVENT_BYTES} bytes")
+        return data and self._passed(data)
 
     def end(self, *, input_tokens: int) -> bytes:
         """What is still to be passed on when the upstream has ended; sets `error` where it ended too early.
 
         Where the caller asked for usage and the upstream reported none, that is the count made here.
         """
-        tail, self._tail = self._tail, b""
-        if tail.strip() and not self.done and self.error is None:
-            # A last event without its blank line: some servers just stop after [DONE].
-            last = self._parsed(tail.replace(b"\r", b"\n") + b"\n\n")
-        else:
-            last = b""
+        tail = self._frames.rest()
+        last = self._parsed(tail) if tail and not self.done and self.error is None else b""
         if self.error is None and not (self.done or self._finished):
             # Where it did not stream at all, what it sent instead is in the tail.
             self._fail("ended its answer too early", internal=f"its last bytes: {tail[:200]!r}")
@@ -209,11 +195,11 @@ class EventStream:
         for event in data.split(b"\n\n"):
             if self.done or self.error is not None:
                 break
-            payload, named_error = _payload(event)
+            name, payload = frame_of(event)
             if payload == b"[DONE]":
                 self.done = True
             elif payload:
-                out.append(self._event(payload, named_error=named_error))
+                out.append(self._event(payload, named_error=name == b"error"))
         return b"".join(out)
 
     def _event(self, payload: bytes, *, named_error: bool) -> bytes:
@@ -287,30 +273,8 @@ class EventStream:
         found = _NULL_FINISH.search(payload)
         self._finish_null = found[0] if found else b""
 
-    def _normalised(self, data: bytes) -> bytes:
-        """Line ends as line feeds; a carriage return at the very end may be half of one, and waits."""
-        last = data.endswith(b"\r")
-        body = data[:-1] if last else data
-        return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + (b"\r" if last else b"")
-
-    def _hold(self, tail: bytes) -> None:
-        self._tail = tail
-        if len(tail) > MAX_EVENT_BYTES:
-            self._fail(f"sent an event larger than {MAX_EVENT_BYTES} bytes")
-
     def _fail(self, what: str, *, internal: str | None = None) -> None:
         self.error = UpstreamFailed(f"The model's server {self._name!r} {what}", internal=internal)
-
-
-def _payload(event: bytes) -> tuple[bytes, bool]:
-    """The event's data, and whether it calls itself an error. Comments and other fields are left out."""
-    lines, named_error = [], False
-    for line in event.split(b"\n"):
-        if line.startswith(b"data:"):
-            lines.append(line[5:].removeprefix(b" "))
-        elif line.startswith(b"event:") and line[6:].strip() == b"error":
-            named_error = True
-    return b"\n".join(lines).strip(), named_error
 
 
 def _carries(choice: dict[str, Any]) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from modelport.backends.openai.estimate import BYTES_PER_TOKEN, estimate_input
-from modelport.backends.openai.refusals import stream_error
+from modelport.backends.upstream.estimate import BYTES_PER_TOKEN, estimate_input
+from modelport.backends.upstream.refusals import stream_error
 from modelport.calls import Call, Delta, Operation, Usage
 from modelport.dialect.openai import usage_from
 from modelport.errors import UpstreamFailed

@@ -28,12 +28,14 @@ _SENTENCE = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice. `pieces` are its tokens; of a tool call the first is the tool's name."""
+    """One choice. `pieces` are its tokens; of a tool call the first is the tool's name. `stop` is the stop sequence
+    that ended it, where one did."""
 
     pieces: list[str]
     finish: str
     tool: str | None = None
     prefix: str = ""
+    stop: str = ""
 
 
 def directives_of(call: Call) -> list[Directives]:
@@ -65,9 +67,11 @@ def _answer(call: Call, directives: Directives, index: int) -> Answer:
         if tool is not None:
             name, arguments = tool
             return Answer([name, *split_tokens(msgspec.json.encode(arguments).decode())], "tool_calls", name)
-        return Answer(split_tokens(_until_stop(call, _text(call, directives, index))), "stop")
+        text, stop = _until_stop(call, _text(call, directives, index))
+        return Answer(split_tokens(text), "stop", stop=stop)
     prefix = directives.text if call.request.echo else ""
-    return Answer(split_tokens(_until_stop(call, _text(call, directives, index))), "stop", prefix=prefix)
+    text, stop = _until_stop(call, _text(call, directives, index))
+    return Answer(split_tokens(text), "stop", prefix=prefix, stop=stop)
 
 
 def _text(call: Call, directives: Directives, index: int) -> str:
@@ -120,12 +124,14 @@ def _cut(call: Call, answer: Answer, bound: int | None) -> Answer:
     return Answer(answer.pieces[:bound], "length", answer.tool, answer.prefix)
 
 
-def _until_stop(call: Call, text: str) -> str:
-    stop = call.request.stop
+def _until_stop(call: Call, text: str) -> tuple[str, str]:
+    """The text up to the first stop sequence in it, and that sequence."""
+    stop, met = call.request.stop, ""
     for sequence in [stop] if isinstance(stop, str) else stop or ():
-        if sequence:
-            text = text.split(sequence, 1)[0]
-    return text
+        before, found, _ = text.partition(sequence) if sequence else (text, "", "")
+        if found:
+            text, met = before, sequence
+    return text, met
 
 
 def _as_text(prompt: str | list[int]) -> str:

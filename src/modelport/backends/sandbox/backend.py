@@ -80,7 +80,7 @@ class SandboxBackend:
                 yield Delta(raw, usage=Usage(input_tokens, produced))
             if index == len(answers) - 1:
                 await self._end(call, pace)
-            raw = before + writer.chunks.finish(answer.finish, index=index)
+            raw = before + writer.chunks.finish(answer.finish, index=index, stop=answer.stop)
             yield Delta(raw, usage=Usage(input_tokens, produced), timed=False)
         usage = Usage(input_tokens, produced)
         yield Delta(writer.chunks.usage(usage), usage=usage, timed=False)

@@ -10,6 +10,7 @@ import msgspec
 from modelport.errors import (
     CallTimeout,
     ModelportError,
+    Overloaded,
     UpstreamFailed,
     UpstreamLimited,
     UpstreamMisconfigured,
@@ -26,6 +27,9 @@ _DEFAULT_RETRY_AFTER_S = 1.0
 # 402 too: it is our account with the upstream that is empty, not the caller's with us.
 _OUR_CREDENTIALS = frozenset({401, 402, 403})
 _TIMEOUTS = frozenset({408, 504})
+# Anthropic's, which it also sends inside a stream that began with 200.
+_OVERLOADED = 529
+_BUSY = {"overloaded_error": Overloaded, "rate_limit_error": UpstreamLimited}
 
 
 def refusal(
@@ -38,6 +42,12 @@ def refusal(
     if status in _OUR_CREDENTIALS:
         return UpstreamMisconfigured(
             f"{who} refused our credentials; its operator has to look at them", internal=internal
+        )
+    if status == _OVERLOADED:
+        return Overloaded(
+            f"{who} has more to do than it can take on",
+            retry_after_s=retry_after_s(retry_after, now_us=now_us),
+            internal=internal,
         )
     if status == 429:
         return UpstreamLimited(
@@ -62,6 +72,9 @@ def stream_error(name: str, error: Any) -> ModelportError:
     if isinstance(status, int) and 400 <= status < 500 and status not in _OUR_CREDENTIALS | {408, 429}:
         return rejected(details, status=status)
     text = str(details.get("message"))[:MAX_MESSAGE_CHARS]
+    busy = _BUSY.get(str(details.get("type")))
+    if busy is not None:
+        return busy(f"The model's server {name!r} has more to do than it can take on", internal=text)
     return UpstreamFailed(f"The model's server {name!r} failed while it answered", internal=text)
 
 

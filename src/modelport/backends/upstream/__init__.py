@@ -1,0 +1,5 @@
+"""What every upstream server has in common, whatever dialect it speaks: see `backend`, and docs/guides/upstreams.md."""
+
+from modelport.backends.upstream.backend import Reader, Request, UpstreamBackend
+
+__all__ = ["Reader", "Request", "UpstreamBackend"]

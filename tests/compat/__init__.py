@@ -1,0 +1,1 @@
+"""The official SDKs' own test suites against our server: `make compat`."""
