@@ -22,6 +22,7 @@ from tests.upstream import (
     chat_events,
     chunk,
     drip,
+    error_answer,
     event,
     head,
     json_answer,
@@ -42,6 +43,15 @@ base_url = "{url}"
 id = "far"
 targets = [{{ upstream = "far" }}]
 prices = {{ input_usd_per_mtok = "1", output_usd_per_mtok = "2" }}
+[[models]]
+id = "falls"
+targets = [{{ upstream = "far" }}]
+fallbacks = ["dear"]
+prices = {{ input_usd_per_mtok = "1", output_usd_per_mtok = "2" }}
+[[models]]
+id = "dear"
+backend = "sandbox"
+prices = {{ input_usd_per_mtok = "1", output_usd_per_mtok = "20" }}
 """
 # A stream that never ends: its beginning, and what it says for ever.
 BEGINNING = raw(
@@ -131,3 +141,13 @@ async def test_an_answer_that_ends_by_itself_is_passed_on_as_it_is(server: Serve
     assert check_end(answer) == "[DONE]"
     assert answer.body.count(b'"finish_reason":"stop"') == 1
     assert b'"length"' not in answer.body
+
+
+async def test_the_dearest_model_that_may_answer_is_what_is_reserved_for(server: Server, upstream: Upstream) -> None:
+    """The cheap one fails, and the dear one that answers for it keeps to what the budget pays it."""
+    key, budget = await limited(server)
+    upstream.plan(*[error_answer(500)] * 8)
+    answer = await asyncio.to_thread(chat, server, key, "[[tokens:400]]", model="falls", max_tokens=400)
+    assert (answer.status, answer.headers["x-model-served"]) == (200, "dear")
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+    assert Decimal("0.0004") < await asyncio.to_thread(spent, server, budget) <= Decimal(LIMIT)
