@@ -156,12 +156,15 @@ async def test_a_redis_that_is_not_there_at_start_is_found_later(redis_service: 
 
 
 async def test_password_user_and_database_come_from_the_url() -> None:
-    service = start_redis("--requirepass", "s3cret/ü", "--user", "worker", "on", ">pw", "~*", "&*", "+@all")
+    users = ["--user", "worker", "on", ">pw", "~*", "&*", "+@all"]
+    users += ["--user", "modest", "on", ">pw", "~*", "&*", "+@all", "-info"]
+    service = start_redis("--requirepass", "s3cret/ü", *users)
     address = service.url.removeprefix("redis://").removesuffix("/0")
     try:
         for credentials, lets_in in (
             (":s3cret%2F%C3%BC@", True),
             ("worker:pw@", True),
+            ("modest:pw@", True),
             (":wrong@", False),
             ("", False),
         ):

@@ -19,6 +19,7 @@ _TAGS = [
     {"name": "Models", "description": "What can be called."},
     {"name": "API keys", "description": "Keys, their scopes and limits."},
     {"name": "Usage", "description": "What was called, by whom, and what it cost."},
+    {"name": "Budgets", "description": "How much calls may cost, and what is left of budgets and limits."},
     {"name": "Operation", "description": "What operators see of the installation."},
     {"name": "Health", "description": "For load balancers and people on call."},
     {"name": "Documents", "description": "This document and the error catalogue."},

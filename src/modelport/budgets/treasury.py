@@ -21,7 +21,6 @@ from modelport.budgets import store
 from modelport.budgets.model import BudgetEvent, EventType
 from modelport.budgets.rules import Purse
 from modelport.db.engine import Database
-from modelport.errors import ModelportError
 from modelport.kit.clock import Clock
 from modelport.state.protocol import HOLD_TTL_S, PurseLevel, State
 
@@ -144,13 +143,16 @@ class Treasury:
             return await store.sum_spent(conn, purse=purse)
 
     async def _tend_forever(self) -> None:
+        failing = False
         while True:
             await asyncio.sleep(TEND_INTERVAL_S)
             try:
                 await self.tend()
-            except ModelportError as error:
-                # The state or the database is away: nothing is lost by a tick that comes later.
-                _log.debug("purses_not_tended", reason=error.internal)
+                failing = False
+            except Exception as error:  # noqa: BLE001  The worker loop: nothing is lost by a round that comes later.
+                if not failing:
+                    _log.warning("purses_not_tended", reason=f"{error!r:.300}")
+                failing = True
 
     async def tend(self) -> None:
         """One round over the purses in use. Raises: Unavailable, StateUnavailable; the rest waits for the next one."""

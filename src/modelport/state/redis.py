@@ -301,7 +301,7 @@ class RedisState:
                 await hello
                 await link.request("SELECT", address.database)
                 await asyncio.gather(*(link.request("SCRIPT", "LOAD", text) for text in self._scripts.texts()))
-                self._run_id = _run_of(await link.request("INFO", "server"))
+                self._run_id = await _run_of(link)
                 registered = self._register(link)
                 # From this very moment: what is released now must follow the registration that still counts it.
                 self._link = link
@@ -417,8 +417,12 @@ def _hold_key(bucket: Bucket) -> str:
     return hold_key(bucket.key) if bucket.window_s else bucket.key
 
 
-def _run_of(info: bytes) -> str:
-    """What tells one run of a Redis server from every other; empty for one that does not say."""
+async def _run_of(link: Link) -> str:
+    """What tells one run of a Redis server from every other; empty for one that does not say, or not to us."""
+    try:
+        info: bytes = await link.request("INFO", "server")
+    except CommandFailed:
+        return ""
     found = re.search(rb"run_id:(\w+)", info)
     return "" if found is None else found[1].decode()
 
