@@ -219,3 +219,19 @@ def test_a_target_that_is_gone_is_not_missed(tour: Tour) -> None:
     assert answer.parse().choices[0].message.content == "Hello."
     assert [row["error_code"] for row in tour.receipt(answer)["attempts"]] == ["upstream_failed", None]
     tour.first.start()
+
+
+def test_the_metrics_tell_of_retries_fallbacks_and_rivals(tour: Tour) -> None:
+    tour.ask("broken")
+    tour.ask("small")
+    tour.ask("hurried")
+    text = tour.server.request("GET", "/metrics")[2].decode()
+    for line in (
+        'modelport_attempts_total{outcome="failed",upstream="first"}',
+        'modelport_attempts_total{outcome="ok",upstream="local"}',
+        'modelport_retries_total{cause="failed"}',
+        'modelport_fallbacks_total{cause="failed",model="broken"}',
+        'modelport_fallbacks_total{cause="context",model="small"}',
+        'modelport_hedges_total{upstream="first",winner="second"}',
+    ):
+        assert f"\n{line} " in text, line
