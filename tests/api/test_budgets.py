@@ -184,6 +184,21 @@ class TestSpending:
         assert refused.headers["x-should-retry"] == "false"
         assert spent(server, budget) == Decimal("0.001")
 
+    def test_messages_are_held_to_budgets_in_their_own_words(self, server: Server) -> None:
+        key, budget = key_budget(server, "0.0001")
+        question = {"model": "sandbox", "max_tokens": 400, "messages": [{"role": "user", "content": "[[tokens:400]]"}]}
+        headers = {"anthropic-version": "2023-06-01"}
+
+        def ask() -> Answer:
+            return Answer(*server.request("POST", "/v1/messages", body=question, key=key.secret, headers=headers))
+
+        answer = ask()
+        assert (answer.status, answer.json()["stop_reason"]) == (200, "max_tokens")
+        assert Decimal("0.0001") - OUTPUT_USD < spent(server, budget) <= Decimal("0.0001")
+        refused = ask()
+        assert (refused.status, refused.json()["type"]) == (402, "error")
+        assert refused.headers["x-should-retry"] == "false"
+
     def test_an_answer_is_made_as_long_as_the_budget_pays_for(self, server: Server) -> None:
         key, budget = key_budget(server, "0.0001")
         answer = chat(server, key, "[[tokens:400]]", max_tokens=400)
