@@ -20,6 +20,7 @@ _CATCH_ALL = {
     "src/modelport/api/edge.py": "the door's last handler: whatever breaks is a 500 in the house's own form",
     "src/modelport/metering/ledger.py": "the loops that bring usage home: whatever fails is said and tried again",
     "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",
+    "src/modelport/replay/idempotency/service.py": "the loop that renews claims: it goes on whatever failed before",
     "src/modelport/backends/onnx/embeddings.py": "the tokenizers library raises Exception itself",
 }
 # Where a test's machinery may sleep: the polling that all else waits with, servers being started, slow upstreams,

@@ -115,6 +115,18 @@ class BudgetsSettings(_Group):
     max_waiting: int = Field(512, ge=0, description="Calls per worker that wait so at one time; more get 429 at once.")
 
 
+class IdempotencySettings(_Group):
+    """Requests that carry an `Idempotency-Key`."""
+
+    keep_s: float = Field(86_400.0, gt=0, description="How long an answer is kept for whoever repeats its request.")
+    max_answer_bytes: int = Field(
+        1_000_000, ge=1024, description="A larger answer is not kept; a repeat is then refused, not run again."
+    )
+    lease_s: float = Field(
+        15.0, gt=0, description="So long after the process that ran a request died, a repeat runs it anew."
+    )
+
+
 class LogSettings(_Group):
     """What is written to standard error."""
 
@@ -335,6 +347,7 @@ class Settings(BaseSettings):
     limits: LimitsSettings = LimitsSettings()
     routing: RoutingSettings = RoutingSettings()
     budgets: BudgetsSettings = BudgetsSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")
