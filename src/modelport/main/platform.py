@@ -29,6 +29,7 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
 from modelport.observe.metrics import process_metrics
+from modelport.replay.idempotency.service import Idempotency
 from modelport.settings import Settings
 from modelport.state.open import open_state
 from modelport.state.protocol import State
@@ -82,6 +83,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         admission = Admission(keyring, limiter, cashier)
         catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
         router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
+        idempotency = await _run(stack, Idempotency(db, clock=clock, settings=settings.idempotency))
         corridor = Corridor(
             catalog=catalog,
             admission=admission,
@@ -109,6 +111,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             ledger=ledger,
             prices=prices,
             usage=UsageService(db, ledger),
+            idempotency=idempotency,
             metrics=metrics,
         )
 

@@ -128,6 +128,10 @@ class Metrics:
             buckets=_LATENCY_S,
             registry=registry,
         )
+        self.idempotent_replays = Counter(
+            "modelport_idempotent_replays", "Requests answered from what was kept under their Idempotency-Key.",
+            registry=registry,
+        )  # fmt: skip
         self._refusals = Counter("modelport_refusals", "Calls refused before they began.", ["code"], registry=registry)
         self._budget_actions = Counter(
             "modelport_budget_actions",
