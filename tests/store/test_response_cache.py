@@ -89,7 +89,8 @@ async def read(ticket: Ticket, source: Model) -> tuple[str, Share]:
     async for delta in ticket.read(source):
         text += delta.raw
         seen = delta.usage or seen
-    share = ticket.settle(seen)
+    assert not ticket.leave()
+    share = ticket.share(seen)
     await ticket.close()
     return text.decode(), share
 
@@ -182,7 +183,6 @@ class TestStored:
         for _ in range(2):
             ticket = await cache.consult(call(), model=settings, version="1")
             assert [delta.raw async for delta in ticket.read(large)] == source_text
-            ticket.settle(Usage())
             await ticket.close()
         assert (source.started, cache.held_bytes) == (2, 0)
 
@@ -253,7 +253,7 @@ class TestStampedes:
         assert source.started == 1
 
     async def test_a_leader_that_hangs_up_leaves_the_answer_to_the_followers(self, cache: ResponseCache) -> None:
-        """The longest listener takes the bill over, once, and all of it."""
+        """And pays for all of it once it has ended, or hanging up would be a way not to pay."""
         source, settings = Model(open=False), model()
         leader, follower = await self.two(cache, source, settings)
         late = await cache.consult(call(), model=settings, version="1")
@@ -261,13 +261,15 @@ class TestStampedes:
         source.go()
         await anext(begun)
         await begun.aclose()
-        assert leader.settle(Usage(7, 1)) == Share(Usage())
-        await leader.close()
+        assert leader.leave()
+        landing = asyncio.create_task(leader.landed())
         source.go()
         source.go()
-        text, share = await read(follower, source)
-        assert (text.count("data:"), share) == (4, Share(Usage(7, 3)))
-        assert (await read(late, source))[1] == Share(Usage(7, 3), 0, free=True)
+        for ticket in (follower, late):
+            text, share = await read(ticket, source)
+            assert (text.count("data:"), share) == (4, Share(Usage(7, 3), 0, free=True))
+        await landing
+        assert leader.share(Usage(7, 1)) == Share(Usage(7, 3))
         assert (source.started, source.stopped) == (1, 0)
 
     async def test_the_model_stops_when_nobody_listens_any_more(self, cache: ResponseCache) -> None:
@@ -277,11 +279,14 @@ class TestStampedes:
         source.go()
         await anext(begun)
         await anext(heard)
-        for ticket, stream in ((leader, begun), (follower, heard)):
+        for stream in (begun, heard):
             await stream.aclose()
-            ticket.settle(Usage(7, 1))
-            await ticket.close()
+        assert leader.leave()
+        assert not follower.leave()
+        await follower.close()
+        await leader.close()
         assert source.stopped == 1
+        assert leader.share(Usage()) == Share(Usage(7, 1))
         source.open = True
         assert (await ask(cache, source, call(), settings))[0].outcome == "MISS"
 
@@ -294,7 +299,6 @@ class TestStampedes:
         results = await asyncio.gather(*asking, return_exceptions=True)
         assert [type(result) for result in results] == [UpstreamFailed] * 2
         for ticket in (leader, follower):
-            ticket.settle(Usage())
             await ticket.close()
         source.open, source.error = True, None
         assert (await ask(cache, source, call(), settings))[0].outcome == "MISS"
@@ -327,7 +331,6 @@ class TestStampedes:
             await anext(stream)
             assert sent <= number + 12
         await stream.aclose()
-        ticket.settle(Usage())
         await ticket.close()
 
     async def two(self, cache: ResponseCache, source: Model, settings: ModelSettings) -> tuple[Ticket, Ticket]:

@@ -41,9 +41,9 @@ _NOT_KEPT = ((b"cache-control", b"no-store"),)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPOSED = b", ".join(
     [
-        b"x-request-id, request-id, x-model-requested, x-model-served, x-model-version, x-cache, idempotent-replayed",
-        b"x-cost-usd, x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, x-should-retry",
-        b"ratelimit, ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset",
+        b"x-request-id, request-id, x-model-requested, x-model-served, x-model-version, x-cache, x-cache-similarity",
+        b"idempotent-replayed, x-cost-usd, x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms",
+        b"x-should-retry, ratelimit, ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset",
         b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests",
         b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens",
         b"deprecation, sunset, link, traceparent, x-attempts, x-fallback",

@@ -39,11 +39,11 @@ class Exchange:
     __slots__ = (
         "_body",
         "_headers",
-        "_out",
         "_recorder",
         "extra",
         "interrupt",
         "levels",
+        "out",
         "path",
         "platform",
         "request_id",
@@ -61,7 +61,8 @@ class Exchange:
 
     def __init__(self, wire: Wire, *, platform: Platform, request_id: str) -> None:
         self.wire = wire
-        self._out: AnswerWriter = wire
+        # What the answer is written to: the wire, or a recorder before it.
+        self.out: AnswerWriter = wire
         self._recorder: AnswerRecorder | None = None
         self._body: bytes | None = None
         self.scope = scope = wire.scope
@@ -209,7 +210,7 @@ class Exchange:
 
     def record(self, recorder: AnswerRecorder) -> None:
         """From now on, have the answer go through this recorder, which is closed with the exchange."""
-        self._out = self._recorder = recorder
+        self.out = self._recorder = recorder
 
     async def give(self, status: int, headers: Headers, body: bytes, *, streamed: bool = False) -> None:
         """An answer whose headers are complete, but for its length; `streamed`: one that tells none."""
@@ -217,10 +218,10 @@ class Exchange:
         if not (streamed or status == HTTPStatus.NO_CONTENT or any(name == b"content-length" for name, _ in headers)):
             headers.append((b"content-length", b"%d" % len(body)))
         if streamed:
-            await self._out.begin(status, headers)
-            await self._out.end(body)
+            await self.out.begin(status, headers)
+            await self.out.end(body)
         else:
-            await self._out.whole(status, headers, body)
+            await self.out.whole(status, headers, body)
 
     async def respond(
         self, status: int, body: bytes, *, headers: Headers | None = None, content_type: tuple[bytes, bytes] = _JSON
@@ -228,7 +229,7 @@ class Exchange:
         """The whole answer at once."""
         if status == HTTPStatus.NO_CONTENT:
             self.started, self.status = True, status
-            await self._out.whole(status, self._common(headers), b"")
+            await self.out.whole(status, self._common(headers), b"")
             return
         fields = [content_type, *self._common(headers)]
         smallest = self.platform.settings.server.gzip_min_bytes
@@ -238,7 +239,7 @@ class Exchange:
             fields.append((b"vary", b"accept-encoding"))
         fields.append((b"content-length", b"%d" % len(body)))
         self.started, self.status = True, status
-        await self._out.whole(status, fields, body)
+        await self.out.whole(status, fields, body)
 
     async def start_stream(self, headers: Headers) -> None:
         """Status and headers of a stream of server-sent events."""
@@ -249,16 +250,16 @@ class Exchange:
             *self._common(headers),
         ]
         self.started, self.status, self.streaming = True, 200, True
-        await self._out.begin(200, fields)
+        await self.out.begin(200, fields)
 
     async def send(self, data: bytes) -> None:
         """A piece of the stream; waits while the client is slow."""
-        await self._out.piece(data)
+        await self.out.piece(data)
 
     async def finish(self, data: bytes) -> None:
         """The last piece of the stream."""
         self.streaming = False
-        await self._out.end(data)
+        await self.out.end(data)
 
     def elapsed_s(self) -> float:
         return self.platform.clock.monotonic_s() - self.started_s

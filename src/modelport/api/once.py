@@ -136,6 +136,12 @@ class Recorder:
         self._add(data)
         await self._wire.piece(data)
 
+    def put(self, data: bytes) -> bool:
+        if not self._wire.put(data):
+            return False
+        self._add(data)
+        return True
+
     async def end(self, data: bytes) -> None:
         self._add(data)
         # What the status line said is 200; what became of the stream is known to the exchange.

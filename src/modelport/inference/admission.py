@@ -91,7 +91,7 @@ class Admission:
         try:
             await self._keyring.confirm(secret, caller, reservation.fence)
         finally:
-            await self.settle(reservation, tokens=0)
+            await self.settle(reservation, tokens=0, cost_nanos=0)
 
     async def count_management_repeat(self, request_id: str, caller: Caller, secret: str) -> None:
         """The same for a call of the management API. Raises: Unauthenticated, LimitExceeded."""

@@ -1,8 +1,8 @@
 """An answer on its way, and everybody who asked for it: one upstream call, however many ask the same at once.
 
 The answer is pulled by a task of its own, so whoever began it may leave without taking it from the others. It goes on
-while anybody listens, and stops at once when nobody does. Somebody pays for it: who began it, or, when that one left
-early, whoever has listened longest. The others have a hit.
+while anybody listens, and stops at once when nobody does. Who began it pays for all of it, however long it listened:
+it is the one that reserved for it, and two equal calls, of which the first is dropped at once, are no way not to pay.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class Flight:
         self._land = land
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Listener] = []
-        self._payer: Listener | None = None
         self._launched: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._room = asyncio.Event()
         self._held_bytes = 0
@@ -49,19 +48,30 @@ class Flight:
         self.over = False
         self.stopped = False
         self.too_large = False
+        self.spoilt = False
         self.failure: BaseException | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the whole answer is here, from its first piece to its good end."""
-        return self.over and self.failure is None and not (self.too_large or self.stopped)
+        return self.over and self.failure is None and not (self.too_large or self.stopped or self.spoilt)
+
+    @property
+    def boarding(self) -> bool:
+        """Whether it can be joined: its first piece is still here, and it is an answer that others would get."""
+        return not (self.too_large or self.stopped or self.spoilt or self.failure is not None)
 
     async def launched(self) -> bool:
         """True once the answer is on its way; false when who was to begin it could not."""
         return await asyncio.shield(self._launched)
 
+    async def landed(self) -> None:
+        """Return when the answer has ended, or was stopped."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
     def start(self, source: Source) -> None:
-        """Begin the answer. The listener that joined first pays."""
+        """Begin the answer."""
         self._launched.set_result(True)
         self._task = asyncio.create_task(self._pull(source()))
 
@@ -71,41 +81,29 @@ class Flight:
             self._launched.set_result(False)
             self._land(self)
 
-    @property
-    def boarding(self) -> bool:
-        """Whether it can be joined: its first piece is still here, and it neither failed nor was stopped."""
-        return not (self.too_large or self.stopped or self.failure is not None)
-
-    @property
-    def taken(self) -> bool:
-        """Whether there is somebody to begin it."""
-        return self._payer is not None
+    def spoil(self) -> None:
+        """This answer is for those alone who listen by now."""
+        self.spoilt = True
 
     def join(self) -> Listener:
         """Another listener, from the first piece on."""
         listener = Listener(self)
         self._listeners.append(listener)
-        self._payer = self._payer or listener
         return listener
 
     def leave(self, listener: Listener) -> bool:
-        """The listener has what it wants, or gives up; true if it pays for the answer. To be followed by
+        """The listener has what it wants, or gives up; true if the answer goes on for others. To be followed by
         `stop_if_alone`."""
         self._listeners.remove(listener)
+        goes_on = bool(self._listeners) and not self.over
         self.stopped = self.stopped or not (self._listeners or self.over)
-        if listener is not self._payer:
-            return False
-        if self._listeners and not self.over:
-            # It goes on for the others, and who has listened longest pays.
-            self._payer = self._listeners[0]
-            return False
-        return True
+        return goes_on
 
     async def stop_if_alone(self) -> None:
         """Return when the upstream has stopped, if nobody listens any more."""
         if self.stopped and self._task is not None:
             self._task.cancel()
-            await asyncio.wait((self._task,))
+            await self.landed()
 
     async def _pull(self, source: AsyncGenerator[Delta]) -> None:
         try:

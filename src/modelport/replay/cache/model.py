@@ -10,6 +10,8 @@ import msgspec
 from modelport.calls import Call, Usage
 
 Outcome = Literal["HIT", "MISS", "BYPASS"]
+# Where an answer comes from: the store, another call's that is on its way, or made for this call.
+Origin = Literal["hit", "follower", "miss", "bypass"]
 WHOLE_SHARE = 10_000
 
 

@@ -96,11 +96,20 @@ def hit_discount(discount_basis_points: int, *, price_basis_points: int) -> int:
 def _head(call: Call, options: ModelCacheSettings, version: str) -> list[str]:
     caller = call.caller
     tenant = caller.key_id if options.scope == "key" else caller.organization_id
-    return [tenant, caller.mode, call.operation.value, call.model, version]
+    return [tenant, caller.mode, call.operation.value, call.model, version, call.route]
 
 
 def _asked(call: Call) -> dict[str, Any]:
-    """The request's members, decoded: order, white space and escapes are gone."""
+    """The request's members, decoded: order, white space and escapes are gone. Where a door translated it, what it
+    came as is part of it, since an upstream of the same dialect gets that."""
+    asked = _members(call)
+    if call.original is not None:
+        told = {name: _decode(raw) for name, raw in call.original.fields.items() if name not in NOT_ASKED}
+        asked["\0original"] = [call.original.dialect, dict(call.original.headers), told]
+    return asked
+
+
+def _members(call: Call) -> dict[str, Any]:
     if call.fields:
         return {name: _decode(raw) for name, raw in call.fields.items() if name not in NOT_ASKED}
     # A door that took the request out of a form; there is no JSON of the client's to go by.

@@ -107,10 +107,13 @@ class ResponseCache:
         hit: Ticket | None = None
         try:
             hit = await self._similar(asked) or await self._elsewhere(asked)
-            return hit or self._board(asked, flight, "MISS")
-        finally:
-            if not flight.taken:
-                flight.give_up()
+        except BaseException:
+            flight.give_up()
+            raise
+        if hit is None:
+            return self._board(asked, flight, "MISS")
+        flight.give_up()
+        return hit
 
     async def _elsewhere(self, asked: _Asked) -> Ticket | None:
         """The answer that another instance was making; None when it is our turn."""
@@ -129,7 +132,7 @@ class ResponseCache:
 
     def _board(self, asked: _Asked, flight: Flight, outcome: Outcome) -> Ticket:
         price = asked.options.hit_price_basis_points
-        return Passenger(asked.call, flight, flight.join(), outcome=outcome, price_basis_points=price)
+        return Passenger(asked.call, flight, outcome=outcome, price_basis_points=price)
 
     def _hit(self, asked: _Asked, answer: CachedAnswer, similarity: float | None = None) -> Ticket:
         price = asked.options.hit_price_basis_points
