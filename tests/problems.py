@@ -12,7 +12,7 @@ RETRIED = {408, 409, 429, 500, 502, 503, 504}
 # What passes by itself, so that SDKs are left to their own judgement.
 PASSING = {
     "rate_limit_exceeded", "overloaded", "model_loading", "unavailable", "state_unavailable", "internal_error",
-    "upstream_failed", "timeout", "invalid_request_error",
+    "upstream_failed", "timeout", "invalid_request_error", "idempotency_in_flight",
 }  # fmt: skip
 # What Anthropic calls our codes; it has no word for the others.
 ANTHROPICS = {

@@ -21,6 +21,7 @@ _CATCH_ALL = {
     "src/modelport/metering/ledger.py": "the loops that bring usage home: whatever fails is said and tried again",
     "src/modelport/budgets/treasury.py": "the loop that tends purses: whatever fails is said and tried again",
     "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",
+    "src/modelport/replay/idempotency/service.py": "the loop that renews claims: it goes on whatever failed before",
     "src/modelport/backends/onnx/embeddings.py": "the tokenizers library raises Exception itself",
 }
 # Where a test's machinery may sleep: the polling that all else waits with, servers being started, slow upstreams,

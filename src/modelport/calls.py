@@ -136,6 +136,7 @@ class Call:
     original: Original | None = None
     route: str = ""
     patience: Patience | None = None
+    cache_control: str | None = None
 
 
 class Usage(msgspec.Struct):

@@ -11,7 +11,10 @@
     │   └── ModelNotFound       404  model_not_found
     ├── MethodNotAllowed        405  method_not_allowed
     ├── Conflict                409  conflict
+    │   ├── IdempotencyInFlight 409  idempotency_in_flight      temporary: the first call still runs
+    │   └── IdempotencyNotKept  409  idempotency_not_kept       the first call ran, and its answer was too large
     ├── Unprocessable           422  unprocessable
+    │   └── IdempotencyMismatch 422  idempotency_mismatch       the key was used for another request
     ├── LimitExceeded           429  rate_limit_exceeded        temporary: retry_after_s says when
     ├── QuotaExceeded           429  insufficient_quota         permanent until somebody pays
     │   └── BudgetExceeded      402  budget_exceeded            the same, where clients don't expect OpenAI's code
@@ -111,10 +114,26 @@ class Conflict(ModelportError):
     should_retry = False
 
 
+class IdempotencyInFlight(Conflict):
+    code = "idempotency_in_flight"
+    title = "The request with this Idempotency-Key is still running"
+    should_retry = True
+
+
+class IdempotencyNotKept(Conflict):
+    code = "idempotency_not_kept"
+    title = "The answer to this Idempotency-Key was too large to keep"
+
+
 class Unprocessable(ModelportError):
     status, code, type = 422, "unprocessable", "invalid_request_error"
     title = "The request is well formed but can't be carried out"
     should_retry = False
+
+
+class IdempotencyMismatch(Unprocessable):
+    code = "idempotency_mismatch"
+    title = "The Idempotency-Key was used for another request"
 
 
 class LimitExceeded(ModelportError):

@@ -115,6 +115,27 @@ class BudgetsSettings(_Group):
     max_waiting: int = Field(512, ge=0, description="Calls per worker that wait so at one time; more get 429 at once.")
 
 
+class IdempotencySettings(_Group):
+    """Requests that carry an `Idempotency-Key`."""
+
+    keep_s: float = Field(86_400.0, gt=0, description="How long an answer is kept for whoever repeats its request.")
+    max_answer_bytes: int = Field(
+        1_000_000, ge=1024, description="A larger answer is not kept; a repeat is then refused, not run again."
+    )
+    lease_s: float = Field(
+        15.0, gt=0, description="So long after the process that ran a request died, a repeat runs it anew."
+    )
+
+
+class CacheSettings(_Group):
+    """Stored answers of models that have a `cache`. Where the state is Redis they lie there, for all instances."""
+
+    memory_bytes: int = Field(64_000_000, ge=0, description="Per worker; the least recently used give way.")
+    wait_s: float = Field(
+        10.0, ge=0, description="How long a call waits for the same one that another instance is making; Redis only."
+    )
+
+
 class LogSettings(_Group):
     """What is written to standard error."""
 
@@ -272,6 +293,26 @@ class VersionSettings(_Group):
     options: dict[str, Any] = Field(default={}, description="The backend's own; see its guide.")
 
 
+class ModelCacheSettings(_Group):
+    """A model whose answers are given again to whoever asks the same. Without it, nothing is stored."""
+
+    ttl_s: float = Field(300.0, gt=0, description="How old an answer may be.")
+    scope: Literal["organization", "key"] = Field("organization", description="Who shares answers.")
+    max_bytes: int = Field(256_000, ge=1024, description="A larger answer is not stored.")
+    temperature0_only: bool = Field(False, description="Only calls that say `temperature: 0`.")
+    hit_price_basis_points: int = Field(
+        0, ge=0, le=10_000, description="What a hit costs, in hundredths of a percent of the price; 0 is free."
+    )
+
+
+class SemanticSettings(_Group):
+    """A chat model with a `cache` whose answers are also given to whoever asks nearly the same."""
+
+    threshold: float = Field(0.95, gt=0, le=1, description="The least cosine of the two last user messages.")
+    embedder: ModelId = Field("all-minilm-l6-v2", description="The embedding model that compares them.")
+    max_entries: int = Field(10_000, ge=1, description="Questions that each worker remembers; the oldest give way.")
+
+
 class ModelSettings(_Group):
     """One public model: local (`backend` and `source` or `versions`) or upstream (`targets`)."""
 
@@ -289,6 +330,8 @@ class ModelSettings(_Group):
     )
     route: RouteSettings = RouteSettings()
     prices: PriceSettings | None = Field(None, description="Empty: the built-in price list, else free.")
+    cache: ModelCacheSettings | None = Field(None, description="Give answers again; empty: never.")
+    semantic: SemanticSettings | None = Field(None, description="Also to nearly the same question; needs a cache.")
     description: str = ""
     context_tokens: int | None = Field(None, ge=1)
     max_output_tokens: int | None = Field(
@@ -305,6 +348,8 @@ class ModelSettings(_Group):
             raise ValueError(f"model {self.id!r} needs a source (a file) or versions")
         if self.source and self.versions:
             raise ValueError(f"model {self.id!r} has both a source and versions: choose one")
+        if self.semantic is not None and self.cache is None:
+            raise ValueError(f"model {self.id!r} has a semantic cache without a cache: give it one")
         return self
 
     def all_versions(self) -> list[VersionSettings]:
@@ -335,6 +380,8 @@ class Settings(BaseSettings):
     limits: LimitsSettings = LimitsSettings()
     routing: RoutingSettings = RoutingSettings()
     budgets: BudgetsSettings = BudgetsSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    cache: CacheSettings = CacheSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from modelport.api import once
 from modelport.api.exchange import Exchange, accepts_gzip
 from modelport.api.failures import failure, failure_event, speaks_anthropic
 from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
@@ -40,9 +41,9 @@ _NOT_KEPT = ((b"cache-control", b"no-store"),)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPOSED = b", ".join(
     [
-        b"x-request-id, request-id, x-model-requested, x-model-served, x-model-version, x-cache, idempotent-replayed",
-        b"x-cost-usd, x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms, x-should-retry",
-        b"ratelimit, ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset",
+        b"x-request-id, request-id, x-model-requested, x-model-served, x-model-version, x-cache, x-cache-similarity",
+        b"idempotent-replayed, x-cost-usd, x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms",
+        b"x-should-retry, ratelimit, ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset",
         b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests",
         b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens",
         b"deprecation, sunset, link, traceparent, x-attempts, x-fallback",
@@ -90,7 +91,8 @@ class Edge:
     async def _serve(self, exchange: Exchange, handler: Handler) -> None:
         """Run a hot route; whatever it raises becomes an error answer."""
         try:
-            await handler(exchange)
+            if exchange.header(once.HEADER) is None or not await once.replayed_call(exchange):
+                await handler(exchange)
         except ModelportError as error:
             await self._fail(exchange, error)
         except asyncio.CancelledError:
@@ -98,6 +100,7 @@ class Edge:
             if interrupt is None or interrupt.claim() is None:
                 if exchange.streaming:
                     stopping = Unavailable("The server stops; the rest is lost. Call again.")
+                    exchange.status = stopping.status
                     await exchange.finish(_last_event(exchange, stopping))
                 raise
             exchange.status = CallCancelled.status
@@ -143,18 +146,29 @@ class Edge:
             await self._preflight(exchange)
             return
         scope, receive = await self._checked(exchange)
+        keyed = scope["method"] == "POST" and exchange.header(once.HEADER) is not None
+        if keyed and await once.replayed_request(exchange):
+            return
+        whole: list[Any] = []
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
                 exchange.started, exchange.status = True, message["status"]
                 message["headers"] = [*message.get("headers", []), *self._control_headers(exchange)]
-            await exchange.wire.send(message)
+            if keyed:
+                # It is kept before any of it is sent.
+                whole.append(message)
+            else:
+                await exchange.wire.send(message)
 
         try:
             await self._rest(scope, receive, send)
         except Exception:
             log.exception("request_failed", request_id=exchange.request_id, path=exchange.path)
             await self._fail(exchange, Internal())
+        if whole:
+            body = b"".join(message.get("body", b"") for message in whole)
+            await exchange.give(exchange.status, whole[0]["headers"], body)
 
     async def _checked(self, exchange: Exchange) -> tuple[Any, Any]:
         """The scope and receive that FastAPI is given: HEAD as GET, and a body that has arrived and is not too large.

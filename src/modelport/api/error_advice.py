@@ -50,9 +50,25 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The request contradicts what is stored, such as a name that is taken.",
         "Read what is there now, then send a request that fits. SDKs don't retry it.",
     ),
+    "idempotency_in_flight": (
+        "A request with this `Idempotency-Key` is being answered at this moment. This one was not run, so nothing "
+        "happens twice.",
+        "Repeat it after `Retry-After`: once the first has ended, you get its answer. Official SDKs do so by "
+        "themselves.",
+    ),
+    "idempotency_not_kept": (
+        "The request with this `Idempotency-Key` ran, as the call that the message names, and its answer was larger "
+        "than what is kept (`idempotency.max_answer_bytes`). It is not run again, since you asked for it to run once.",
+        "The receipt of that call is at `GET /v1/requests/{id}`. To run the request again, send it with a new key.",
+    ),
     "unprocessable": (
         "The request is well formed and still can't be carried out: its parts contradict each other.",
         "Change it as the message says. SDKs don't retry it.",
+    ),
+    "idempotency_mismatch": (
+        "This `Idempotency-Key` was used within the last 24 hours for a request with another method, path or body, "
+        "or for one whose answer belongs to another API key. Nothing was run.",
+        "Make a new key for every new request, such as a UUID, and repeat only the very same request under it.",
     ),
     "rate_limit_exceeded": (
         "A limit per minute, or of calls at one time, has no room for this call; `error.type` says which: `requests`, "

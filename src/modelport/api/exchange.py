@@ -10,7 +10,7 @@ from typing import Any
 
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
-from modelport.api.wire import Headers, Wire
+from modelport.api.wire import AnswerRecorder, AnswerWriter, Headers, Wire
 from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, Unauthenticated, UnsupportedMedia
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
@@ -26,6 +26,7 @@ _SINGLE = (
     b"content-length",
     b"content-encoding",
     b"transfer-encoding",
+    b"idempotency-key",
 )
 # Above this size, compressing takes long enough to be felt by other calls on the event loop.
 _GZIP_IN_THREAD_BYTES = 64_000
@@ -36,10 +37,13 @@ class Exchange:
     """Concurrency: used by the one task that serves the request."""
 
     __slots__ = (
+        "_body",
         "_headers",
+        "_recorder",
         "extra",
         "interrupt",
         "levels",
+        "out",
         "path",
         "platform",
         "request_id",
@@ -57,6 +61,10 @@ class Exchange:
 
     def __init__(self, wire: Wire, *, platform: Platform, request_id: str) -> None:
         self.wire = wire
+        # What the answer is written to: the wire, or a recorder before it.
+        self.out: AnswerWriter = wire
+        self._recorder: AnswerRecorder | None = None
+        self._body: bytes | None = None
         self.scope = scope = wire.scope
         self.platform = platform
         self.request_id = request_id
@@ -126,11 +134,13 @@ class Exchange:
             raise UnsupportedMedia("Send the body as JSON, with the header 'content-type: application/json'.")
 
     async def body(self, *, most_bytes: int | None = None) -> bytes:
-        """The whole body, of `most_bytes` or the configured most.
+        """The whole body, of `most_bytes` or the configured most; the same whenever it is asked for.
 
         Raises: BodyTooLarge as soon as it is known, BadRequest when it does not arrive, UnsupportedMedia when it is
         compressed, which would be a way to send more than that.
         """
+        if self._body is not None:
+            return self._body
         limits = self.platform.settings.server
         most = limits.max_body_bytes if most_bytes is None else most_bytes
         encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
@@ -144,10 +154,12 @@ class Exchange:
         if body is not None:
             if len(body) > most:
                 raise self._too_large(most)
+            self._body = body
             return body
         try:
             async with asyncio.timeout(limits.body_timeout_s):
-                return await self._read(most)
+                body = self._body = await self._read(most)
+                return body
         except TimeoutError:
             error = BadRequest(f"The body did not arrive within {limits.body_timeout_s:g} s.")
             error.status = 408
@@ -190,9 +202,26 @@ class Exchange:
 
     def close(self) -> None:
         """The request is over: nobody is watched any more, nothing is left to stop."""
+        if self._recorder is not None:
+            self._recorder.close()
         if self.interrupt is not None:
             self.interrupt.disarm()
             self.wire.on_gone = None
+
+    def record(self, recorder: AnswerRecorder) -> None:
+        """From now on, have the answer go through this recorder, which is closed with the exchange."""
+        self.out = self._recorder = recorder
+
+    async def give(self, status: int, headers: Headers, body: bytes, *, streamed: bool = False) -> None:
+        """An answer whose headers are complete, but for its length; `streamed`: one that tells none."""
+        self.started, self.status = True, status
+        if not (streamed or status == HTTPStatus.NO_CONTENT or any(name == b"content-length" for name, _ in headers)):
+            headers.append((b"content-length", b"%d" % len(body)))
+        if streamed:
+            await self.out.begin(status, headers)
+            await self.out.end(body)
+        else:
+            await self.out.whole(status, headers, body)
 
     async def respond(
         self, status: int, body: bytes, *, headers: Headers | None = None, content_type: tuple[bytes, bytes] = _JSON
@@ -200,7 +229,7 @@ class Exchange:
         """The whole answer at once."""
         if status == HTTPStatus.NO_CONTENT:
             self.started, self.status = True, status
-            await self.wire.whole(status, self._common(headers), b"")
+            await self.out.whole(status, self._common(headers), b"")
             return
         fields = [content_type, *self._common(headers)]
         smallest = self.platform.settings.server.gzip_min_bytes
@@ -210,7 +239,7 @@ class Exchange:
             fields.append((b"vary", b"accept-encoding"))
         fields.append((b"content-length", b"%d" % len(body)))
         self.started, self.status = True, status
-        await self.wire.whole(status, fields, body)
+        await self.out.whole(status, fields, body)
 
     async def start_stream(self, headers: Headers) -> None:
         """Status and headers of a stream of server-sent events."""
@@ -221,16 +250,16 @@ class Exchange:
             *self._common(headers),
         ]
         self.started, self.status, self.streaming = True, 200, True
-        await self.wire.begin(200, fields)
+        await self.out.begin(200, fields)
 
     async def send(self, data: bytes) -> None:
         """A piece of the stream; waits while the client is slow."""
-        await self.wire.piece(data)
+        await self.out.piece(data)
 
     async def finish(self, data: bytes) -> None:
         """The last piece of the stream."""
         self.streaming = False
-        await self.wire.end(data)
+        await self.out.end(data)
 
     def elapsed_s(self) -> float:
         return self.platform.clock.monotonic_s() - self.started_s

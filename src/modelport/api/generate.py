@@ -15,6 +15,7 @@ from modelport.dialect.openai import DONE, fold
 from modelport.errors import ModelportError, UpstreamFailed
 from modelport.inference.corridor import SCOPE, Run
 from modelport.kit.money import format_usd
+from modelport.replay.cache.ticket import Ticket
 from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from modelport.routing.override import HEADER, METADATA
 
@@ -78,6 +79,7 @@ def new_call(exchange: Exchange, caller: Caller, *, operation: Operation, reques
         version=getattr(request, "model_version", None),
         metadata=metadata,
         traceparent=exchange.traceparent.decode(),
+        cache_control=exchange.header(b"cache-control"),
         route=exchange.header(_ROUTE) or metadata.get(METADATA, ""),
     )
 
@@ -129,13 +131,13 @@ async def stream(
 
 async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta], keep_alive: bytes) -> None:
     """Send each delta; in long silences send `keep_alive`, so that proxies in between keep the connection open."""
-    silence, wire = Silence(exchange, keep_alive), exchange.wire
+    silence, out = Silence(exchange, keep_alive), exchange.out
     try:
         async for delta in deltas:
             if delta.raw:
                 silence.broken = True
-                if not wire.put(delta.raw):
-                    await wire.piece(delta.raw)
+                if not out.put(delta.raw):
+                    await out.piece(delta.raw)
     finally:
         silence.close()
 
@@ -180,6 +182,15 @@ def served_headers(exchange: Exchange, run: Run) -> Headers:
         headers.append((b"x-attempts", b"%d" % attempts.count))
         if attempts.fallback is not None:
             headers.append((b"x-fallback", attempts.fallback.value.encode()))
+    if run.ticket is not None:
+        headers += _cache_headers(run.ticket)
+    return headers
+
+
+def _cache_headers(ticket: Ticket) -> Headers:
+    headers = [(b"x-cache", ticket.outcome.encode())]
+    if ticket.similarity is not None:
+        headers.append((b"x-cache-similarity", b"%.4f" % ticket.similarity))
     return headers
 
 

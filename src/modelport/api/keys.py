@@ -161,7 +161,7 @@ KeyId = Annotated[str, Path(description="The key's id, `key_…`.", max_length=6
     operation_id="create_api_key",
     summary="Create an API key",
     description="A key that may do at most what your own may. The answer is the only one that shows it.",
-    responses=errors(400, 401, 403, 404, 422, 429, 503),
+    responses=errors(400, 401, 403, 404, 409, 422, 429, 503),
 )
 async def create_api_key(body: KeyCreate, platform: PlatformDep, caller: KeysDep) -> KeyCreated:
     grant = Grant(

@@ -32,6 +32,24 @@ Send an API key as `Authorization: Bearer mp_live_…` or `X-API-Key`. The offic
 """
 
 
+_ONCE: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Any text of your own: the request runs once, and whoever repeats it gets the same answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "example": "5b9b4c0e-8d0f-4a57-9a52-9f3d6a9c7f10",
+}
+_CACHE_CONTROL: dict[str, Any] = {
+    "name": "Cache-Control",
+    "in": "header",
+    "required": False,
+    "description": "`no-cache`, `no-store` or `max-age`, for models with a cache.",
+    "schema": {"type": "string"},
+    "example": "no-cache",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class HotRoute:
     """How a route that bypasses FastAPI is described. Examples are JSON values."""
@@ -95,7 +113,7 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
         answer["text/event-stream"] = {"schema": {"type": "string"}, "example": route.stream_example}
     # A budget that is spent is 429 where OpenAI's SDKs expect it.
     spent = () if route.openai else (402,)
-    statuses: tuple[int, ...] = (400, 401, *spent, 403, 404, 413, 415, 429, 500, 502, 503, 504)
+    statuses: tuple[int, ...] = (400, 401, *spent, 403, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504)
     if route.errors == "anthropic":
         statuses += (529,)
     return {
@@ -104,6 +122,7 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "description": route.description,
         "security": [{"Bearer": []}, {"X-API-Key": []}],
+        "parameters": [_ONCE, _CACHE_CONTROL],
         "requestBody": {"required": True, "content": content},
         "responses": {
             "200": {"description": "The answer.", "content": answer},
@@ -116,8 +135,12 @@ def _fill_examples(document: dict[str, Any]) -> None:
     """Give each body without an example the one of its schema, so that every operation shows one."""
     schemas = document["components"]["schemas"]
     for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
+        for method, operation in path.items():
+            # FastAPI writes this one by itself, and it is never sent.
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+            if method == "post" and _ONCE not in operation.setdefault("parameters", []):
+                operation["parameters"].append(_ONCE)
             for holder in (operation.get("requestBody", {}), *operation["responses"].values()):
                 for media in holder.get("content", {}).values():
                     if "example" not in media and "examples" not in media:

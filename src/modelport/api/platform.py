@@ -18,6 +18,7 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
 from modelport.observe.metrics import Metrics
+from modelport.replay.idempotency.service import Idempotency
 from modelport.settings import Settings
 from modelport.state.protocol import State
 
@@ -46,5 +47,6 @@ class Platform:
     ledger: Ledger
     prices: PriceBook
     usage: UsageService
+    idempotency: Idempotency
     metrics: Metrics
     phase: Phase = field(default_factory=Phase)

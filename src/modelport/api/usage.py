@@ -44,8 +44,8 @@ def usage_query(
     group_by: Annotated[
         str | None,
         Query(
-            description="Comma-separated: `model`, `key`, `project`, `endpoint`, `version`, `mode`, `status`, or the "
-            "name of a metadata tag, such as `feature`.",
+            description="Comma-separated: `model`, `key`, `project`, `endpoint`, `version`, `backend` (`cache`: "
+            "answers given again), `mode`, `status`, or the name of a metadata tag, such as `feature`.",
             examples=["model,feature"],
         ),
     ] = None,

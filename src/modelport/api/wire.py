@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from modelport.api.connection import Connection
@@ -22,6 +22,28 @@ Headers = list[tuple[bytes, bytes]]
 _LARGE_BYTES = 16_384
 _STATUS = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _NO_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+
+
+class AnswerWriter(Protocol):
+    """What an answer is written to: either `whole`, or `begin`, any number of `piece`, then `end`."""
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None: ...
+
+    async def begin(self, status: int, headers: Headers) -> None: ...
+
+    async def piece(self, data: bytes) -> None: ...
+
+    def put(self, data: bytes) -> bool: ...
+
+    async def end(self, data: bytes) -> None: ...
+
+
+class AnswerRecorder(AnswerWriter, Protocol):
+    """A writer that keeps what goes through it."""
+
+    def close(self) -> None:
+        """The request is over, however far its answer came."""
+        ...
 
 
 class Wire:

@@ -165,3 +165,28 @@ budgets = sa.Table(
     sa.Column("created_us", _TimeUs, nullable=False),
     sa.UniqueConstraint("organization_id", "scope", "target", "period"),
 )
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("organization_id", _Id, primary_key=True),
+    # SHA-256 of the key's mode and the Idempotency-Key, hexadecimal.
+    sa.Column("key_hash", sa.String(64), primary_key=True),
+    # SHA-256 of method, path, organization and body: what a repeat must have in common.
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    # The call that runs, or ran; also who holds the claim.
+    sa.Column("call_id", _Id, nullable=False),
+    # While the call runs: when its process must have renewed the claim. Null once it has ended.
+    sa.Column("lease_us", _TimeUs),
+    # The answer, once it has ended; null then where it was too large.
+    sa.Column("answer", sa.LargeBinary),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.Column("expires_us", _TimeUs, nullable=False, index=True),
+    # Claims are renewed by their calls. Only rows in flight are in it, so it stays small.
+    sa.Index(
+        "ix_idempotency_keys_call_id",
+        "call_id",
+        sqlite_where=sa.text("lease_us IS NOT NULL"),
+        postgresql_where=sa.text("lease_us IS NOT NULL"),
+    ),
+)

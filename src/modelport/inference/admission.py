@@ -82,6 +82,22 @@ class Admission:
             # What was spent is held until the durable record has it.
             return
 
+    async def count_repeat(self, request_id: str, caller: Caller, secret: str) -> None:
+        """Let in a call that is answered from what is kept: it counts as a request, and uses no tokens.
+
+        Raises: LimitExceeded; Unauthenticated when the key was revoked meanwhile.
+        """
+        reservation = await self._limiter.reserve(request_id, caller, tokens=0)
+        try:
+            await self._keyring.confirm(secret, caller, reservation.fence)
+        finally:
+            await self.settle(reservation, tokens=0, cost_nanos=0)
+
+    async def count_management_repeat(self, request_id: str, caller: Caller, secret: str) -> None:
+        """The same for a call of the management API. Raises: Unauthenticated, LimitExceeded."""
+        reservation = await self._limiter.reserve_management(request_id, caller)
+        await self._keyring.confirm(secret, caller, reservation.fence)
+
     async def manage(self, request_id: str, secret: str, *, address: str, scope: str) -> tuple[Caller, Reservation]:
         """Admit one call of the management API. Raises: Unauthenticated, PermissionDenied, LimitExceeded."""
         caller = await self.authenticate(secret, address=address, scope=scope)

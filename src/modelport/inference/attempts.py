@@ -7,10 +7,11 @@ said about others, when the first attempt fails, is made only then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
-from modelport.calls import Call
+from modelport.calls import Call, Delta
 from modelport.errors import CallCancelled, ModelportError
 from modelport.inference.attempt import SLOWER, Try
 from modelport.inference.hedge import Stream, race, within
@@ -122,6 +123,35 @@ class Attempts:
             return stream
         after_s = hedge.after_s if hedge.quantile is None else pulse.quantile_s(hedge.quantile)
         return stream if after_s is None else self._hedged(stream, after_s)
+
+    async def answer(self) -> Stream:
+        """The answer's pieces, of the first attempt that gives some, for a call whose answer others may get as well.
+
+        `Run.deltas` has the same written out: nearly every call goes there, and a layer around each piece is felt.
+        """
+        given = False
+        while True:
+            hold, held = self.plan.leg.route.has_choice, list[Delta]()
+            try:
+                stream = self.start() or await self.begin()
+                async with contextlib.aclosing(stream):
+                    async for delta in stream:
+                        if not given:
+                            if delta.timed:
+                                self.began(self._desk.clock.monotonic_s())
+                            elif hold or not delta.raw:
+                                held.append(delta)
+                                continue
+                        given = True
+                        while held:
+                            yield held.pop(0)
+                        yield delta
+                while held:
+                    yield held.pop(0)
+                return
+            except ModelportError as error:
+                if given or not await self.go_on(error):
+                    raise
 
     def began(self, now_s: float) -> None:
         """The current attempt's output begins now."""

@@ -1,4 +1,4 @@
-"""admit → plan → run → settle: the one path of every inference call.
+"""admit → plan → replay → run → settle: the one path of every inference call.
 
 Everything streams: a door that answers with JSON collects the stream. Whatever happens to a call, it is settled once,
 in the `finally` of `Run.deltas`.
@@ -7,10 +7,12 @@ in the `finally` of `Run.deltas`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
 
 from modelport.budgets.quote import Quote
 from modelport.calls import Call, Delta, Usage
+from modelport.catalog.model import Model, Version
 from modelport.catalog.service import Catalog
 from modelport.errors import CallCancelled, Internal, ModelportError
 from modelport.inference.admission import Admission
@@ -26,6 +28,9 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.model import UsageEvent
 from modelport.metering.prices import PriceBook
 from modelport.observe.metrics import Metrics
+from modelport.replay.cache.rules import hit_discount
+from modelport.replay.cache.service import ResponseCache
+from modelport.replay.cache.ticket import Bypass, Ticket
 from modelport.routing.model import Policy
 from modelport.routing.service import Router
 from modelport.settings import LimitsSettings
@@ -48,6 +53,7 @@ class Corridor:
         clock: Clock,
         limits: LimitsSettings,
         router: Router,
+        cache: ResponseCache,
         call_timeout_s: float,
     ) -> None:
         self.catalog = catalog
@@ -60,6 +66,10 @@ class Corridor:
         self.dispatcher = Dispatcher(
             Planner(catalog, router, clock=clock, limits=limits), router, metrics=metrics, clock=clock
         )
+        self._cache = cache
+        self._has_cached = any(model.settings.cache is not None for model in catalog.models.values())
+        # Settlements of calls whose clients are gone and whose answers go on for others.
+        self._settling: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop, timeout_s=call_timeout_s)
         self._deadlines: dict[float, Deadlines] = {}
@@ -85,19 +95,62 @@ class Corridor:
         Raises: ModelNotFound, BadRequest, LimitExceeded, BudgetExceeded, Unauthenticated, Unavailable; nothing is
         held then.
         """
-        requested = call.model
-        plan = self.plan(call)
-        attempts = Attempts(self.dispatcher, call, plan)
+        if self._has_cached:
+            model, version = self.dispatcher.planner.resolve(call)
+            if model.settings.cache is not None:
+                return await self._admit_cacheable(call, secret, model, version)
+        return await self._let_in(call, secret, self.plan(call))
+
+    async def close(self) -> None:
+        """Return when every call is settled."""
+        while self._settling:
+            await asyncio.gather(*self._settling)
+
+    def settle_later(self, settlement: Coroutine[Any, Any, None]) -> None:
+        """Have a call settled whose client is gone and whose answer goes on."""
+        task = asyncio.create_task(settlement)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _admit_cacheable(self, call: Call, secret: str, model: Model, version: Version) -> Run:
+        """As `_let_in`, for a call whose answer may be stored, or on its way to another. That needs no target, so it
+        goes on while every circuit is open."""
+        ticket = await self._cache.consult(call, model=model.settings, version=version.id)
         try:
-            input_tokens = await plan.target.backend.count_input(call, model=plan.target.upstream_model)
-        except ModelportError as error:
-            input_tokens = await attempts.count_elsewhere(error)
-        bound = attempts.bound_output(input_tokens)
+            plan = self.plan(call) if not ticket.free else self.dispatcher.planner.unasked(call, model, version)
+            run = await self._let_in(call, secret, plan, ticket=ticket)
+        except BaseException:
+            ticket.decline()
+            raise
+        if run.shortened and not ticket.free:
+            # What this budget pays for is not what others asked.
+            ticket.decline()
+            ticket = Bypass()
+        run.ticket = ticket
+        self.metrics.cached(model.id, ticket.origin, held_bytes=self._cache.held_bytes)
+        return run
+
+    async def _let_in(self, call: Call, secret: str, plan: Plan, *, ticket: Ticket | None = None) -> Run:
+        """A call whose answer another one makes reserves no tokens, and no money where it is free."""
+        requested = call.model
+        free, costless = (False, False) if ticket is None else (ticket.free, ticket.costless)
+        attempts = Attempts(self.dispatcher, call, plan)
+        input_tokens, bound = 0, None
+        if not costless:
+            try:
+                input_tokens = await plan.target.backend.count_input(call, model=plan.target.upstream_model)
+            except ModelportError as error:
+                input_tokens = await attempts.count_elsewhere(error)
+            bound = attempts.bound_output(input_tokens)
         reservation = await self.admission.reserve(
             call,
             secret,
-            tokens=input_tokens + (bound or 0) * choices(call),
-            quote=lambda: self._quote(call, attempts.plan, input_tokens=input_tokens, output_tokens=bound),
+            tokens=0 if free else input_tokens + (bound or 0) * choices(call),
+            quote=lambda: (
+                Quote(())
+                if costless
+                else self._quote(call, attempts.plan, input_tokens=input_tokens, output_tokens=bound)
+            ),
         )
         try:
             served = attempts.plan.served
@@ -111,7 +164,9 @@ class Corridor:
             attempts.hold_to(paid.output_tokens)
             if paid.output_tokens != bound:
                 shorten(call, paid.output_tokens)
-        return Run(self, call, requested=requested, attempts=attempts, reservation=reservation, paid=paid, event=event)
+        run = Run(self, call, requested=requested, attempts=attempts, reservation=reservation, paid=paid, event=event)
+        run.shortened = paid is not None and paid.output_tokens != bound
+        return run
 
     def _quote(self, call: Call, plan: Plan, *, input_tokens: int, output_tokens: int | None) -> Quote:
         """What the call can cost at most, whatever answers in the end."""
@@ -159,6 +214,8 @@ class Run:
         "paid",
         "requested",
         "reservation",
+        "shortened",
+        "ticket",
         "usage",
     )
 
@@ -188,6 +245,10 @@ class Run:
         if paid is not None and paid.output_tokens is not None:
             many = choices(call)
             self._ceiling = Ceiling(call, output_tokens=paid.output_tokens * many, choices=many)
+        # Whether a budget pays for less than was asked.
+        self.shortened = False
+        # Of a call to a model with a cache: where its answer comes from.
+        self.ticket: Ticket | None = None
         self.interrupt = corridor.interrupt_of(attempts.plan.policy)
         self.usage = Usage()
         self.cost_nanos = 0
@@ -208,14 +269,17 @@ class Run:
 
         Raises: ModelportError, CallCancelled and CallTimeout for an interrupt among them.
         """
-        attempts, given = self.attempts, False
+        attempts, ticket, given = self.attempts, self.ticket, False
         try:
             while True:
                 # Where somebody else could still answer, an opening without output is not worth to be bound by.
-                hold = attempts.plan.leg.route.has_choice
+                hold = ticket is None and attempts.plan.leg.route.has_choice
                 held: list[Delta] = []
                 try:
-                    stream = self._stream = attempts.start() or await attempts.begin()
+                    if ticket is None:
+                        stream = self._stream = attempts.start() or await attempts.begin()
+                    else:
+                        stream = self._stream = ticket.read(self._make)
                     async for delta in stream:
                         if delta.usage is not None:
                             self.usage = delta.usage
@@ -239,7 +303,7 @@ class Run:
                         yield held.pop(0)
                     return
                 except ModelportError as error:
-                    if given or not await attempts.go_on(error):
+                    if given or ticket is not None or not await attempts.go_on(error):
                         raise
                     self.usage = Usage()
         except ModelportError as error:
@@ -259,6 +323,14 @@ class Run:
         finally:
             await self._settle(self._stream)
 
+    async def _make(self) -> AsyncGenerator[Delta]:
+        """The answer, made for whoever listens; one of another model than was asked is for now alone."""
+        attempts = self.attempts
+        async for delta in attempts.answer():
+            if attempts.fallback is not None and self.ticket is not None:
+                self.ticket.spoil()
+            yield delta
+
     def _ending(self, ceiling: Ceiling, delta: Delta) -> Delta | None:
         """What ends the answer where the upstream gave more than it was asked for, and the budget has no more."""
         ending = ceiling.ending(delta, self.usage)
@@ -274,30 +346,47 @@ class Run:
         if self._settled:
             return
         self._settled = True
-        self._charge()
-        tokens = self.usage.input_tokens + self.usage.output_tokens
+        ticket = self.ticket
+        if ticket is not None and ticket.leave() and isinstance(self.error, CallCancelled):
+            self._corridor.settle_later(self._settle_landed(stream, ticket))
+            return
+        tokens = self._charge()
         try:
             if self.error is not None and stream is not None:
                 await stream.aclose()
+            if ticket is not None:
+                await ticket.close()
             await self._corridor.admission.settle(self.reservation, tokens=tokens, cost_nanos=self.cost_nanos)
         except asyncio.CancelledError:
             await asyncio.shield(asyncio.create_task(self._finish(stream, tokens)))
             raise
 
+    async def _settle_landed(self, stream: AsyncGenerator[Delta] | None, ticket: Ticket) -> None:
+        """Settle once the answer has ended: its client is gone, and others, who pay nothing for it, listen on."""
+        if stream is not None:
+            await stream.aclose()
+        await ticket.landed()
+        tokens = self._charge()
+        await self._corridor.admission.settle(self.reservation, tokens=tokens, cost_nanos=self.cost_nanos)
+
     async def _finish(self, stream: AsyncGenerator[Delta] | None, tokens: int) -> None:
         if stream is not None:
             await stream.aclose()
+        if self.ticket is not None:
+            await self.ticket.close()
         await self._corridor.admission.settle(self.reservation, tokens=tokens, cost_nanos=self.cost_nanos)
 
-    def _charge(self) -> None:
-        """Price what was produced and close the call's record."""
+    def _charge(self) -> int:
+        """Price what was produced and close the call's record; the tokens that count in its limits."""
         attempts, interrupt = self.attempts, self.interrupt
         now_s = self._corridor.clock.monotonic_s()
         attempts.end(self.error, now_s, in_time=self.error is None or self.error is not interrupt.error)
         if self.error is None and interrupt.gone:
             # Read on to its end for a client that is gone: charged in full, and told as what it was.
             self.error = CallCancelled()
-        call, served, usage = self.call, attempts.plan.served, self.usage
+        call, served = self.call, attempts.plan.served
+        free = self.ticket is not None and self._take_share(self.ticket)
+        usage = self.usage
         latency_us = self._since_start_us(now_s)
         price_id: str | None = None
         # A failure on our side or the upstream's is free; a client that hung up pays for what was produced.
@@ -308,7 +397,7 @@ class Run:
                 usage,
                 at_us=call.started_us,
                 latency_us=latency_us,
-                discount_basis_points=call.caller.discount_basis_points,
+                discount_basis_points=self._event.discount_basis_points,
             )
             if self.paid is not None and self.paid.nanos is not None:
                 # What a budget did not reserve is not charged, whatever an upstream says it used.
@@ -340,6 +429,16 @@ class Run:
             event.model, event.version, event.backend = served.model, served.version, served.backend
             event.attempts = attempts.receipt()
         self._corridor.ledger.close(event)
+        return 0 if free else usage.input_tokens + usage.output_tokens
+
+    def _take_share(self, ticket: Ticket) -> bool:
+        """Owe what the ticket says of an answer that others may have got too; whether it is somebody else's work."""
+        share = ticket.share(self.usage)
+        self.usage = share.usage
+        if share.free:
+            discount = self.call.caller.discount_basis_points
+            self._event.discount_basis_points = hit_discount(discount, price_basis_points=share.price_basis_points)
+        return share.free
 
     def _since_start_us(self, now_s: float) -> int:
         return int((now_s - self.call.started_s) * 1_000_000)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from modelport.backends.protocol import Target
 from modelport.calls import Call, Operation, Patience, Served
-from modelport.catalog.model import Model
+from modelport.catalog.model import Model, Version
 from modelport.catalog.rules import check_operation
 from modelport.catalog.service import Catalog
 from modelport.errors import ModelNotFound
@@ -21,6 +21,8 @@ from modelport.settings import LimitsSettings
 # Names under which models are asked for, versions and aliases among them: what a platform of 1,000 models needs.
 _MOST_PLAIN = 10_000
 GENERATES = frozenset({Operation.CHAT, Operation.COMPLETION})
+# The backend of a usage event whose answer was not made for its call.
+CACHE = "cache"
 
 
 class Plan(NamedTuple):
@@ -73,10 +75,21 @@ class Planner:
         self._router.ratio.deposit()
         return plain
 
-    def _choose(self, call: Call) -> Plan:
-        """The plan of a call with a choice of targets, with wishes of its own, or whose target is not well."""
+    def resolve(self, call: Call) -> tuple[Model, Version]:
+        """Which model and version the call asks for. Raises: ModelNotFound, BadRequest."""
         model, version = self._catalog.get(call.model, version=call.version)
         self._check(call, model)
+        return model, version
+
+    def unasked(self, call: Call, model: Model, version: Version) -> Plan:
+        """The plan of a call whose answer is there: nobody is asked, whatever state the route's targets are in."""
+        route = self._router.route(model.id, version.id, mode=call.caller.mode)
+        plan = self._plan(Leg(route, route.candidates[0]), route.policy, None)
+        return plan._replace(served=plan.served._replace(backend=CACHE))
+
+    def _choose(self, call: Call) -> Plan:
+        """The plan of a call with a choice of targets, with wishes of its own, or whose target is not well."""
+        model, version = self.resolve(call)
         route = self._router.route(model.id, version.id, mode=call.caller.mode)
         policy = apply_override(route.policy, parse_override(call.route), route) if call.route else route.policy
         if policy.patience is not None:

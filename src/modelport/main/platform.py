@@ -20,6 +20,7 @@ from modelport.db.engine import Database, open_database
 from modelport.inference.admission import Admission
 from modelport.inference.cashier import Cashier
 from modelport.inference.corridor import Corridor
+from modelport.inference.embedder import Embedder
 from modelport.inference.routes import build_router
 from modelport.kit.clock import Clock, SystemClock
 from modelport.kit.ids import IdSource
@@ -29,6 +30,10 @@ from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
 from modelport.observe.metrics import process_metrics
+from modelport.replay.cache.answers import AnswerStore, MemoryAnswers, SharedAnswers
+from modelport.replay.cache.service import ResponseCache
+from modelport.replay.cache.turns import Turns
+from modelport.replay.idempotency.service import Idempotency
 from modelport.settings import Settings
 from modelport.state.open import open_state
 from modelport.state.protocol import State
@@ -61,14 +66,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         stack.callback(metrics.hand_over)
         db = open_database(settings.database.url, data_dir=settings.data_dir, pool_size=settings.database.pool_size)
         stack.push_async_callback(db.close)
-        state = open_state(
-            settings.state.url,
-            data_dir=settings.data_dir,
-            workers=settings.server.workers,
-            namespace=settings.state.namespace,
-            clock=clock,
-        )
-        await _run(stack, state)
+        state = await _run(stack, _state(settings, clock))
         keyring = await _run(stack, KeyRing(db, state, clock=clock, settings=settings.access))
         prices = PriceBook(db, clock=clock)
         await prices.start(all_models(settings), settings.upstreams)
@@ -82,6 +80,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         admission = Admission(keyring, limiter, cashier)
         catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
         router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
+        idempotency = await _run(stack, Idempotency(db, clock=clock, settings=settings.idempotency))
         corridor = Corridor(
             catalog=catalog,
             admission=admission,
@@ -91,8 +90,10 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             clock=clock,
             limits=settings.limits,
             router=router,
+            cache=_cache(settings, state, Embedder(catalog, ids=ids, clock=clock), clock=clock),
             call_timeout_s=settings.server.call_timeout_s,
         )
+        stack.push_async_callback(corridor.close)
         yield Platform(
             settings=settings,
             clock=clock,
@@ -109,8 +110,30 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             ledger=ledger,
             prices=prices,
             usage=UsageService(db, ledger),
+            idempotency=idempotency,
             metrics=metrics,
         )
+
+
+def _state(settings: Settings, clock: Clock) -> State:
+    return open_state(
+        settings.state.url,
+        data_dir=settings.data_dir,
+        workers=settings.server.workers,
+        namespace=settings.state.namespace,
+        clock=clock,
+    )
+
+
+def _cache(settings: Settings, state: State, embedder: Embedder, *, clock: Clock) -> ResponseCache:
+    """Answers lie where all instances see them, or in this worker's memory. A SQLite file is no place for them: they
+    are large, and everybody's limits are in it."""
+    store: AnswerStore
+    if settings.state.url.startswith(("redis://", "rediss://")):
+        store, turns = SharedAnswers(state), Turns(state, clock=clock, wait_s=settings.cache.wait_s)
+    else:
+        store, turns = MemoryAnswers(clock, max_bytes=settings.cache.memory_bytes), None
+    return ResponseCache(store, clock=clock, embed=embedder.embed, turns=turns)
 
 
 def _treasury(db: Database, state: State, ledger: Ledger, clock: Clock) -> Treasury:

@@ -28,6 +28,7 @@ COLUMNS = {
     "project": events.c.project_id,
     "endpoint": events.c.endpoint,
     "version": events.c.version,
+    "backend": events.c.backend,
     "mode": events.c.mode,
     "status": events.c.status,
 }

@@ -92,6 +92,7 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
         self._describe_calls(registry)
+        self._describe_replay(registry)
         self._describe_backends(registry)
         self._describe_routing(registry)
         self._describe_process(registry)
@@ -141,6 +142,24 @@ class Metrics:
         self._in_flight = Gauge(
             "modelport_calls_in_flight", "Calls being answered now.", registry=registry, multiprocess_mode="livesum"
         )
+
+    def _describe_replay(self, registry: CollectorRegistry) -> None:
+        self._cached = Counter(
+            "modelport_cache_calls",
+            "Calls to models with a cache: hit, follower (of a call on its way), miss, bypass.",
+            ["model", "origin"],
+            registry=registry,
+        )
+        self._cache_bytes = Gauge(
+            "modelport_cache_bytes",
+            "What stored answers take up in memory.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.idempotent_replays = Counter(
+            "modelport_idempotent_replays", "Requests answered from what was kept under their Idempotency-Key.",
+            registry=registry,
+        )  # fmt: skip
 
     def _describe_backends(self, registry: CollectorRegistry) -> None:
         self._queue = Gauge(
@@ -284,6 +303,11 @@ class Metrics:
     def budget_action(self, action: str) -> None:
         """Count what a budget did to a call: `waited`, `refused`, `shortened` or `stopped`."""
         self._child(self._budget_actions, action).inc()
+
+    def cached(self, model: str, origin: str, *, held_bytes: int) -> None:
+        """Count one call to a model with a cache, by where its answer comes from."""
+        self._child(self._cached, model, origin).inc()
+        self._cache_bytes.set(held_bytes)
 
     def queue_depth(self, model: str, waiting: int) -> None:
         """How many calls wait for the model's engine in this process."""

@@ -1,0 +1,1 @@
+"""A request that carries an `Idempotency-Key` runs once; whoever repeats it gets its answer again."""
