@@ -276,10 +276,8 @@ class Run:
                 hold = ticket is None and attempts.plan.leg.route.has_choice
                 held: list[Delta] = []
                 try:
-                    if ticket is None:
-                        stream = self._stream = attempts.start() or await attempts.begin()
-                    else:
-                        stream = self._stream = ticket.read(self._make)
+                    stream = ticket.read(self._make) if ticket else attempts.start() or await attempts.begin()
+                    self._stream = stream
                     async for delta in stream:
                         if delta.usage is not None:
                             self.usage = delta.usage
