@@ -89,12 +89,14 @@ class Caller:
 class Original:
     """A request as it came, where a door translated it: for upstreams that speak the dialect it came in.
 
-    `fields` are the members of the body as bytes, `headers` what belongs to the dialect beside them.
+    `fields` are the members of the body as bytes, `headers` what belongs to the dialect beside them. `shared`: others
+    may get the answer too, so that it has to come in the dialect which every door reads.
     """
 
     dialect: str
     fields: Mapping[str, msgspec.Raw]
     headers: Mapping[str, str]
+    shared: bool = False
 
 
 class Patience(NamedTuple):

@@ -103,6 +103,19 @@ targets = [{{ upstream = "gpt", model = "upstream-model" }}]
 route.retry.attempts = 1
 
 [[models]]
+id = "kept-claude"
+targets = [{{ upstream = "claude", model = "claude-upstream" }}]
+route.retry.attempts = 1
+cache = {{}}
+
+[[models]]
+id = "kept-gpt"
+targets = [{{ upstream = "gpt", model = "upstream-model" }}]
+fallbacks = ["claude"]
+route.retry.attempts = 1
+cache = {{}}
+
+[[models]]
 id = "both"
 targets = [{{ upstream = "claude", model = "claude-upstream" }}]
 fallbacks = ["gpt"]
@@ -249,6 +262,43 @@ async def test_a_spent_budget_is_told_as_anthropics_sdk_knows_it(scene: Scene) -
         await poor.messages.create(model="claude", max_tokens=900, messages=QUESTION)
     assert refused.value.type == "billing_error"
     assert not scene.claude.requests
+
+
+async def test_stored_answers_are_given_in_the_callers_dialect_streamed_or_not(scene: Scene) -> None:
+    asked: Any = {"model": "kept-gpt", "max_tokens": 9, "messages": QUESTION}
+    scene.gpt.plan(json_answer(COMPLETION))
+    for outcome in ("MISS", "HIT"):
+        raw_answer = await scene.anthropic.messages.with_raw_response.create(**asked)
+        assert raw_answer.headers["x-cache"] == outcome
+        assert (await raw_answer.parse()).content[0].to_dict() == {"type": "text", "text": "Hello."}
+    async with scene.anthropic.messages.stream(**asked) as events:
+        assert await events.get_final_text() == "Hello."
+        assert events.response.headers["x-cache"] == "HIT"
+    assert len(scene.gpt.requests) == 1
+
+
+async def test_an_answer_that_may_be_shared_is_translated_wherever_it_comes_from(scene: Scene) -> None:
+    """A fallback of Anthropic's own does not answer such a call in words that only one door reads."""
+    asked: Any = {"model": "kept-gpt", "max_tokens": 9, "messages": [{"role": "user", "content": "Again?"}]}
+    scene.gpt.plan(error_answer(500))
+    scene.claude.plan(stream_answer(message_stream(text_block(0, ["Good", " day"]))))
+    async with scene.anthropic.messages.stream(**asked) as events:
+        message = await events.get_final_message()
+    assert message.content[0].to_dict() == {"type": "text", "text": "Good day"}
+    assert message.model == "claude"
+
+
+async def test_what_passes_through_is_not_stored(scene: Scene) -> None:
+    asked: Any = {"model": "kept-claude", "max_tokens": 9, "messages": QUESTION}
+    for _ in range(2):
+        scene.claude.plan(json_answer({**MESSAGE, "content": [TOOL]}))
+        raw_answer = await scene.anthropic.messages.with_raw_response.create(**asked)
+        assert raw_answer.headers["x-cache"] == "BYPASS"
+        assert (await raw_answer.parse()).content[0].to_dict() == TOOL
+    scene.claude.plan(stream_answer(message_stream(thinking_block(0, "Hm."), text_block(1, ["a"]))))
+    async with scene.anthropic.messages.stream(**asked) as events:
+        assert [block.type for block in (await events.get_final_message()).content] == ["thinking", "text"]
+    assert len(scene.claude.requests) == 3
 
 
 async def test_a_refusal_of_the_model_is_told(scene: Scene) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from modelport.budgets.quote import Quote
@@ -115,7 +116,11 @@ class Corridor:
     async def _admit_cacheable(self, call: Call, secret: str, model: Model, version: Version) -> Run:
         """As `_let_in`, for a call whose answer may be stored, or on its way to another. That needs no target, so it
         goes on while every circuit is open."""
-        ticket = await self._cache.consult(call, model=model.settings, version=version.id)
+        ticket: Ticket = Bypass()
+        if not passes_through(call, version):
+            ticket = await self._cache.consult(call, model=model.settings, version=version.id)
+            if call.original is not None:
+                call.original = replace(call.original, shared=True)
         try:
             plan = self.plan(call) if not ticket.free else self.dispatcher.planner.unasked(call, model, version)
             run = await self._let_in(call, secret, plan, ticket=ticket)
@@ -440,3 +445,10 @@ class Run:
 
     def _since_start_us(self, now_s: float) -> int:
         return int((now_s - self.call.started_s) * 1_000_000)
+
+
+def passes_through(call: Call, version: Version) -> bool:
+    """Whether an upstream that speaks the call's own dialect may answer: in words that no other door reads, and that
+    are lost in translation."""
+    original = call.original
+    return original is not None and any(target.backend.kind == original.dialect for target in version.targets)

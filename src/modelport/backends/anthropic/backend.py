@@ -112,6 +112,8 @@ class AnthropicBackend(UpstreamBackend):
 
 
 def _original(call: Call) -> Original | None:
-    """The request as it came, where it came in this dialect."""
+    """The request as it came, where it came in this dialect and its answer is for nobody else."""
     original = call.original
-    return original if original is not None and original.dialect == DIALECT else None
+    if original is None or original.dialect != DIALECT or original.shared:
+        return None
+    return original
