@@ -15,7 +15,7 @@ import structlog
 
 from modelport.api import once
 from modelport.api.exchange import Exchange, accepts_gzip
-from modelport.api.failures import failure, failure_event, speaks_anthropic
+from modelport.api.failures import failure, speaks_anthropic
 from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import levels_of
@@ -101,7 +101,7 @@ class Edge:
                 if exchange.streaming:
                     stopping = Unavailable("The server stops; the rest is lost. Call again.")
                     exchange.status = stopping.status
-                    await exchange.finish(_last_event(exchange, stopping))
+                    await exchange.finish(exchange.last_words(stopping))
                 raise
             exchange.status = CallCancelled.status
         except Exception:
@@ -118,7 +118,7 @@ class Edge:
         if exchange.started or isinstance(error, CallCancelled):
             exchange.status = error.status
             if exchange.streaming:
-                await exchange.finish(_last_event(exchange, error))
+                await exchange.finish(exchange.last_words(error))
             return
         exchange.levels = list(levels_of(error)) or exchange.levels  # type: ignore[arg-type]
         if speaks_anthropic(exchange.path):
@@ -240,7 +240,3 @@ class Edge:
                 duration_ms=round(seconds * 1000, 2),
                 trace_id=exchange.trace.trace_id,
             )
-
-
-def _last_event(exchange: Exchange, error: ModelportError) -> bytes:
-    return failure_event(error, request_id=exchange.request_id, path=exchange.path)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
+from modelport.api.problems import stream_event
 from modelport.api.wire import AnswerRecorder, AnswerWriter, Headers, Wire
-from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, Unauthenticated, UnsupportedMedia
+from modelport.errors import (
+    BadRequest,
+    BodyTooLarge,
+    CallCancelled,
+    ModelportError,
+    Unauthenticated,
+    UnsupportedMedia,
+)
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
 from modelport.state.protocol import Level
@@ -42,6 +51,7 @@ class Exchange:
         "_recorder",
         "extra",
         "interrupt",
+        "last_words",
         "levels",
         "out",
         "path",
@@ -81,6 +91,8 @@ class Exchange:
         # A stream has begun and has not had its last piece.
         self.streaming = False
         self.style: Style = "x"
+        # How the door's dialect writes the failure of a stream that has begun.
+        self.last_words: Callable[[ModelportError], bytes] = stream_event
         self.levels: list[Level] = []
         self.extra: Headers = []
         self.interrupt: Interrupt | None = None

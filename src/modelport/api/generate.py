@@ -107,6 +107,7 @@ async def stream(
     """
     if deltas is None:
         deltas = run.deltas()
+    exchange.last_words = voice.broken
     try:
         first = await anext(deltas, None)
         while first is not None and not first.raw:
