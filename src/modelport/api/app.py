@@ -11,30 +11,32 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
 
-from modelport.api import admin, budgets, documents, health, keys, limits, models, usage
+from modelport.api import admin, budgets, deprecations, documents, health, keys, limits, models, usage
 from modelport.api.edge import Edge
 from modelport.api.failures import failure
 from modelport.api.platform import Platform
 from modelport.api.routes import HOT
+from modelport.catalog.deprecation import RouteDeprecations
 from modelport.errors import BadRequest, Internal, MethodNotAllowed, ModelportError, NotFound
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-def described(public_url: str = "") -> FastAPI:
+def described(public_url: str = "", retired: RouteDeprecations | None = None) -> FastAPI:
     """Every route of the management API and the description of all others, with no platform behind them yet."""
     # A redirect to the path with or without a slash would name whatever host the client wrote.
     rest = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, title="Modelport")
     rest.state.public_url = public_url
+    rest.state.deprecations = retired or RouteDeprecations(())
     rest.state.hot_routes = tuple(route for route, _ in HOT)
-    for module in (models, keys, usage, budgets, limits, admin, health, documents):
+    for module in (models, deprecations, keys, usage, budgets, limits, admin, health, documents):
         rest.include_router(module.router)
     return rest
 
 
 def build_app(platform: Platform) -> Edge:
     """What answers every request of this worker."""
-    rest = described(platform.settings.server.public_url)
+    rest = described(platform.settings.server.public_url, platform.deprecations)
     rest.state.platform = platform
     rest.mount("/static/own", documents.own_files())
     packaged = documents.sidecar_files()

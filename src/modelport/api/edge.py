@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from modelport.api import once
+from modelport.api.deprecation_headers import deprecation_headers
 from modelport.api.exchange import Exchange, accepts_gzip
 from modelport.api.failures import failure, speaks_anthropic
 from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
@@ -24,6 +25,7 @@ from modelport.errors import (
     BadRequest,
     BudgetExceeded,
     CallCancelled,
+    Gone,
     Internal,
     MethodNotAllowed,
     ModelportError,
@@ -74,6 +76,8 @@ class Edge:
         handler = self._hot.get(exchange.path)
         try:
             exchange.check_headers()
+            if self._platform.deprecations:
+                self._check_retired(exchange)
             if handler is None:
                 await self._pass_on(exchange)
             elif scope["method"] == "POST":
@@ -87,6 +91,13 @@ class Edge:
         finally:
             exchange.close()
             self._record(exchange)
+
+    def _check_retired(self, exchange: Exchange) -> None:
+        """Raises: Gone for a route after its sunset; before it, the answer says when that is."""
+        found = self._platform.deprecations.find(exchange.path)
+        if found is not None:
+            exchange.deprecations = (found,)
+            found.check(exchange.started_us)
 
     async def _serve(self, exchange: Exchange, handler: Handler) -> None:
         """Run a hot route; whatever it raises becomes an error answer."""
@@ -121,6 +132,8 @@ class Edge:
                 await exchange.finish(exchange.last_words(error))
             return
         exchange.levels = list(levels_of(error)) or exchange.levels  # type: ignore[arg-type]
+        if isinstance(error, Gone) and error.deprecation not in exchange.deprecations:
+            exchange.deprecations += (error.deprecation,)  # type: ignore[operator]
         if speaks_anthropic(exchange.path):
             exchange.speak_anthropic()
         told = failure(
@@ -193,11 +206,13 @@ class Edge:
 
     def _control_headers(self, exchange: Exchange) -> Headers:
         levels = exchange.scope.get("modelport.levels") or []
+        public_url = self._platform.settings.server.public_url
         return [
             (b"x-request-id", exchange.request_id.encode()),
             (b"traceparent", exchange.traceparent),
             *(_NOT_KEPT if exchange.path.startswith("/v1/") else ()),
             *exchange.extra,
+            *(deprecation_headers(exchange.deprecations, public_url) if exchange.deprecations else ()),
             *(limit_headers(levels, style="x", now_us=exchange.started_us) if levels else []),
         ]
 

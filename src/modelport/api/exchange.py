@@ -9,10 +9,12 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from modelport.api.deprecation_headers import deprecation_headers
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import stream_event
 from modelport.api.wire import AnswerRecorder, AnswerWriter, Headers, Wire
+from modelport.catalog.deprecation import Deprecation
 from modelport.errors import (
     BadRequest,
     BodyTooLarge,
@@ -49,6 +51,7 @@ class Exchange:
         "_body",
         "_headers",
         "_recorder",
+        "deprecations",
         "extra",
         "interrupt",
         "last_words",
@@ -95,6 +98,8 @@ class Exchange:
         self.last_words: Callable[[ModelportError], bytes] = stream_event
         self.levels: list[Level] = []
         self.extra: Headers = []
+        # Of the route and of the model that is asked.
+        self.deprecations: tuple[Deprecation, ...] = ()
         self.interrupt: Interrupt | None = None
 
     def header(self, name: bytes) -> str | None:
@@ -284,6 +289,8 @@ class Exchange:
         ]
         if headers:
             fields += headers
+        if self.deprecations:
+            fields += deprecation_headers(self.deprecations, self.platform.settings.server.public_url)
         if self.levels:
             fields += limit_headers(self.levels, style=self.style, now_us=self.started_us)
         return fields
