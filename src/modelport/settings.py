@@ -219,8 +219,18 @@ class UpstreamSettings(_Group):
     """A server that answers for us."""
 
     name: Name
-    kind: Literal["openai", "anthropic"] = Field("openai", description="The dialect it speaks.")
-    base_url: str = Field(description="Up to and including /v1.")
+    kind: Literal["openai", "azure-openai", "anthropic", "gemini"] = Field(
+        "openai", description="The dialect it speaks."
+    )
+    base_url: str = Field(
+        description="Up to and including the version: /v1, /v1beta. Azure: the resource's address, see `api_version`."
+    )
+    api_version: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="`azure-openai` alone: its dated version, then models are deployments; empty: `base_url` ends in "
+        "/openai/v1.",
+    )
     api_key_env: str = Field("", description="The environment variable that holds its key.")
     headers: dict[str, str] = Field(default={}, description="Sent with every call.")
     connect_timeout_s: float = Field(5.0, gt=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from modelport.backends.anthropic import AnthropicBackend
+from modelport.backends.gemini import GeminiBackend
 from modelport.backends.openai import OpenAIBackend
 from modelport.backends.protocol import Backend, Target
 from modelport.backends.sandbox import SandboxBackend
@@ -54,7 +55,7 @@ def _upstream(row: UpstreamSettings, settings: Settings) -> Backend:
         log.warning("upstream_key_missing", upstream=row.name, variable=row.api_key_env)
     if row.kind == "anthropic":
         return AnthropicBackend(row, api_key=api_key, default_output_tokens=settings.limits.default_output_tokens)
-    return OpenAIBackend(row, api_key=api_key)
+    return GeminiBackend(row, api_key=api_key) if row.kind == "gemini" else OpenAIBackend(row, api_key=api_key)
 
 
 def _local(row: ModelSettings, version: VersionSettings, places: Places) -> Backend:

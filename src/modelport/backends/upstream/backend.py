@@ -159,9 +159,12 @@ class UpstreamBackend(ABC):
             timeouts=self._timeouts(call),
         )
 
+    def _meaning(self, status: int, body: bytes, *, retry_after: bytes | None, now_us: int) -> ModelportError:
+        """The error of ours for an answer with a status other than 2xx."""
+        return refusal(self._name, status, body, retry_after=retry_after, now_us=now_us)
+
     async def _refused(self, response: Response) -> ModelportError:
-        return refusal(
-            self._name,
+        return self._meaning(
             response.status,
             await response.read(limit_bytes=MAX_REFUSAL_BYTES),
             retry_after=response.header(b"retry-after"),
