@@ -91,6 +91,7 @@ TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/messages"): replace(INFER, body={**CHAT, "max_tokens": 9}),
     ("POST", "/v1/messages/count_tokens"): replace(INFER, body=CHAT),
     ("POST", "/v1/responses"): replace(INFER, body={"model": "sandbox", "input": "[[tokens:1]]"}),
+    ("POST", "/v1/responses/input_tokens"): replace(INFER, body={"model": "sandbox", "input": "x"}),
     ("POST", "/v1/embeddings"): replace(INFER, body={"model": "vectors", "input": "x"}),
     ("POST", "/v1/predict"): replace(INFER, body={"model": "picture", "inputs": ["x"]}),
     ("POST", "/v1/images/classify"): replace(INFER, body={"model": "picture", "image": "eA=="}),

@@ -227,6 +227,15 @@ async def test_usage_rows_equal_what_the_sdk_saw_also_of_a_hangup(client: OpenAI
     assert 1 <= row()["output_tokens"] - seen[1] < 500
 
 
+@pytest.mark.parametrize("model", [LOCAL, SANDBOX])
+def test_counting_tells_what_a_response_will_be_charged_for(client: OpenAI, model: str) -> None:
+    asked: Any = {"model": model, "instructions": "Be brief.", "input": QUESTION}
+    counted = client.responses.input_tokens.count(**asked)
+    usage = client.responses.create(**asked, max_output_tokens=2).usage
+    assert usage is not None
+    assert counted.input_tokens == usage.input_tokens
+
+
 def upstream_config(upstream: Upstream) -> str:
     return f"""
 default_models = false

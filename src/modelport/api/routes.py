@@ -7,7 +7,7 @@ from typing import Any
 from modelport.api.edge import Handler
 from modelport.api.generate import chat_completions, completions, embeddings
 from modelport.api.messages import count_tokens, messages
-from modelport.api.openai_responses import responses
+from modelport.api.openai_responses import count_input_tokens, responses
 from modelport.api.openapi import HotRoute
 from modelport.api.predict import ClassifyRequest, classify, predict
 from modelport.dialect.anthropic.shapes import CountTokensRequest, MessagesRequest
@@ -117,6 +117,18 @@ RESPONSE = HotRoute(
     response_schema=_OBJECT,
     stream_example='event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "delta": "P"}\n\n',
 )
+RESPONSE_TOKENS = HotRoute(
+    path="/v1/responses/input_tokens",
+    operation_id="count_response_input_tokens",
+    summary="Count a response's input tokens",
+    description="How many input tokens a request to `/v1/responses` would have. Nothing is run and nothing is charged; "
+    "for models of other servers it is an estimate.",
+    tag="Chat",
+    request=ResponsesRequest,
+    request_example={"model": "smollm2-135m-instruct", "input": "What is the capital of France?"},
+    response_example={"object": "response.input_tokens", "input_tokens": 12},
+    response_schema=_OBJECT,
+)
 EMBEDDING = HotRoute(
     path="/v1/embeddings",
     operation_id="create_embedding",
@@ -224,6 +236,7 @@ HOT: tuple[tuple[HotRoute, Handler], ...] = (
     (CHAT, chat_completions),
     (COMPLETION, completions),
     (RESPONSE, responses),
+    (RESPONSE_TOKENS, count_input_tokens),
     (EMBEDDING, embeddings),
     (MESSAGES, messages),
     (COUNT_TOKENS, count_tokens),
