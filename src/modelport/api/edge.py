@@ -21,6 +21,7 @@ from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import levels_of
 from modelport.api.wire import Headers, Wire
+from modelport.catalog.deprecation import RouteDeprecations
 from modelport.errors import (
     BadRequest,
     BudgetExceeded,
@@ -63,6 +64,8 @@ class Edge:
         self._hot = hot
         self._rest = rest
         self._origins = frozenset(platform.settings.server.cors_origins)
+        # None where nothing ends, so that a request pays one test for it.
+        self._retired = platform.deprecations if platform.deprecations.rows else None
 
     async def answer(self, wire: Wire) -> None:
         """Find who serves the request, and see to it that it is answered whatever happens."""
@@ -76,8 +79,8 @@ class Edge:
         handler = self._hot.get(exchange.path)
         try:
             exchange.check_headers()
-            if self._platform.deprecations:
-                self._check_retired(exchange)
+            if self._retired is not None:
+                _check_retired(exchange, self._retired)
             if handler is None:
                 await self._pass_on(exchange)
             elif scope["method"] == "POST":
@@ -91,13 +94,6 @@ class Edge:
         finally:
             exchange.close()
             self._record(exchange)
-
-    def _check_retired(self, exchange: Exchange) -> None:
-        """Raises: Gone for a route after its sunset; before it, the answer says when that is."""
-        found = self._platform.deprecations.find(exchange.path)
-        if found is not None:
-            exchange.deprecations = (found,)
-            found.check(exchange.started_us)
 
     async def _serve(self, exchange: Exchange, handler: Handler) -> None:
         """Run a hot route; whatever it raises becomes an error answer."""
@@ -255,3 +251,11 @@ class Edge:
                 duration_ms=round(seconds * 1000, 2),
                 trace_id=exchange.trace.trace_id,
             )
+
+
+def _check_retired(exchange: Exchange, retired: RouteDeprecations) -> None:
+    """Raises: Gone for a route after its sunset; before it, the answer says when that is."""
+    found = retired.find(exchange.path)
+    if found is not None:
+        exchange.deprecations = (found,)
+        found.check(exchange.started_us)

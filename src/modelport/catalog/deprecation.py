@@ -66,7 +66,7 @@ def deprecation_of(
 
 
 class RouteDeprecations:
-    """Which routes are being retired. False where none is, so that the others pay one test."""
+    """Which routes are being retired."""
 
     __slots__ = ("_below", "_exact", "rows")
 
@@ -77,9 +77,6 @@ class RouteDeprecations:
         below = [(row.name.removesuffix("*"), row) for row in self.rows if row.name.endswith(BELOW)]
         # The longest prefix is the most particular one.
         self._below = sorted(below, key=lambda pair: len(pair[0]), reverse=True)
-
-    def __bool__(self) -> bool:
-        return bool(self.rows)
 
     def find(self, path: str) -> Deprecation | None:
         """The retirement of the route at `path`: its own before that of a path above it."""
