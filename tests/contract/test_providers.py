@@ -141,6 +141,21 @@ class TestGemini:
         config = world.upstream.requests[0].json()["generationConfig"]
         assert config == {"thinkingConfig": {"thinkingLevel": "LOW"}}
 
+    async def test_counting_asks_gemini_itself(self, world: World) -> None:
+        world.upstream.plan(json_answer({"totalTokens": 31}))
+        counted = await world.sdk.responses.input_tokens.count(model="gemini", input="Hello?", instructions="Be brief.")
+        assert counted.input_tokens == 31
+        request = world.upstream.requests[0]
+        assert request.path == "/v1beta/models/gemini-3.8-flash:countTokens"
+        asked = request.json()["generateContentRequest"]
+        assert asked["model"] == "models/gemini-3.8-flash"
+        assert asked["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
+        world.upstream.plan(json_answer({"odd": 1}), refused(400, "INVALID_ARGUMENT", "Odd."))
+        with pytest.raises(openai.InternalServerError):
+            await world.sdk.responses.input_tokens.count(model="gemini", input="x")
+        with pytest.raises(openai.BadRequestError, match="Odd"):
+            await world.sdk.responses.input_tokens.count(model="gemini", input="x")
+
     async def test_embeddings(self, world: World) -> None:
         world.upstream.plan(json_answer({"embeddings": [{"values": [0.5, -0.5]}]}))
         answer = await world.sdk.embeddings.create(model="vectors", input="x")
