@@ -36,7 +36,8 @@ def described(public_url: str = "", retired: RouteDeprecations | None = None) ->
 
 def build_app(platform: Platform) -> Edge:
     """What answers every request of this worker."""
-    rest = described(platform.settings.server.public_url, platform.deprecations)
+    retired = RouteDeprecations(platform.settings.deprecations)
+    rest = described(platform.settings.server.public_url, retired)
     rest.state.platform = platform
     rest.mount("/static/own", documents.own_files())
     packaged = documents.sidecar_files()
@@ -47,7 +48,7 @@ def build_app(platform: Platform) -> Edge:
     rest.add_exception_handler(RequestValidationError, _invalid)
     rest.add_exception_handler(Exception, _unexpected)
     compressed = GZipMiddleware(rest, minimum_size=platform.settings.server.gzip_min_bytes, compresslevel=4)
-    return Edge(platform, hot={route.path: handler for route, handler in HOT}, rest=compressed)
+    return Edge(platform, hot={route.path: handler for route, handler in HOT}, rest=compressed, retired=retired)
 
 
 def _render(request: Request, error: ModelportError) -> Response:

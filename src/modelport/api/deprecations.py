@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from modelport.api.auth import PlatformDep, require
@@ -62,12 +62,12 @@ def deprecation_body(row: Deprecation | None) -> DeprecationBody | None:
     responses=errors(401, 403, 429),
 )
 async def list_deprecations(
-    platform: PlatformDep, caller: Annotated[Caller, Depends(require("models:read"))]
+    request: Request, platform: PlatformDep, caller: Annotated[Caller, Depends(require("models:read"))]
 ) -> DeprecationList:
     now_us = platform.clock.now_us()
     versions = [version for model in platform.catalog.list_for(caller) for version in model.versions.values()]
     # The versions of a model that ends as a whole share its retirement.
-    found = dict.fromkeys([*platform.deprecations.rows, *(version.deprecation for version in versions)])
+    found = dict.fromkeys([*request.app.state.deprecations.rows, *(version.deprecation for version in versions)])
     data = [_row(row, now_us) for row in found if row is not None]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return DeprecationList(object="list", data=data, first_id=first, last_id=last)

@@ -59,13 +59,15 @@ log = structlog.get_logger("modelport.api")
 class Edge:
     """What the server has its requests answered by."""
 
-    def __init__(self, platform: Platform, *, hot: Mapping[str, Handler], rest: Any) -> None:
+    def __init__(
+        self, platform: Platform, *, hot: Mapping[str, Handler], rest: Any, retired: RouteDeprecations
+    ) -> None:
         self._platform = platform
         self._hot = hot
         self._rest = rest
         self._origins = frozenset(platform.settings.server.cors_origins)
         # None where nothing ends, so that a request pays one test for it.
-        self._retired = platform.deprecations if platform.deprecations.rows else None
+        self._retired = retired if retired.rows else None
 
     async def answer(self, wire: Wire) -> None:
         """Find who serves the request, and see to it that it is answered whatever happens."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from modelport.access.keyring import KeyRing
 from modelport.access.service import KeyService
 from modelport.budgets.service import BudgetService
-from modelport.catalog.deprecation import RouteDeprecations
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database
 from modelport.inference.admission import Admission
@@ -50,5 +49,4 @@ class Platform:
     usage: UsageService
     idempotency: Idempotency
     metrics: Metrics
-    deprecations: RouteDeprecations
     phase: Phase = field(default_factory=Phase)

@@ -14,7 +14,6 @@ from modelport.budgets.service import BudgetService
 from modelport.budgets.telling import log_event
 from modelport.budgets.treasury import Treasury
 from modelport.catalog.configured import all_models
-from modelport.catalog.deprecation import RouteDeprecations
 from modelport.catalog.handover import Places
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database, open_database
@@ -113,7 +112,6 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             usage=UsageService(db, ledger),
             idempotency=idempotency,
             metrics=metrics,
-            deprecations=RouteDeprecations(settings.deprecations),
         )
 
 

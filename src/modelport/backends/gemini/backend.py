@@ -69,7 +69,7 @@ class GeminiBackend(UpstreamBackend):
         read = read_embeddings if call.operation is Operation.EMBEDDING else read_content
         return read(self._name, call, body)
 
-    def _reader(self, call: Call) -> ContentStream:
+    def _reader(self, call: Call, max_output_tokens: int | None) -> ContentStream:
         return ContentStream(self._name, call)
 
     def _meaning(self, status: int, body: bytes, *, retry_after: bytes | None, now_us: int) -> ModelportError:
