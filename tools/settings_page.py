@@ -106,9 +106,14 @@ def _type(annotation: Any) -> str:
         return "table"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "table"
-    return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "Path": "path"}.get(
-        getattr(annotation, "__name__", ""), str(annotation)
-    )
+    return {
+        "int": "whole number",
+        "float": "number",
+        "str": "text",
+        "bool": "true or false",
+        "Path": "path",
+        "AwareDatetime": "time with its offset",
+    }.get(getattr(annotation, "__name__", ""), str(annotation))
 
 
 def _group_of(field: FieldInfo) -> tuple[type[BaseModel] | None, bool]:

@@ -13,6 +13,7 @@
     ├── Conflict                409  conflict
     │   ├── IdempotencyInFlight 409  idempotency_in_flight      temporary: the first call still runs
     │   └── IdempotencyNotKept  409  idempotency_not_kept       the first call ran, and its answer was too large
+    ├── Gone                    410  gone                       retired; the message names what to use instead
     ├── Unprocessable           422  unprocessable
     │   └── IdempotencyMismatch 422  idempotency_mismatch       the key was used for another request
     ├── LimitExceeded           429  rate_limit_exceeded        temporary: retry_after_s says when
@@ -123,6 +124,18 @@ class IdempotencyInFlight(Conflict):
 class IdempotencyNotKept(Conflict):
     code = "idempotency_not_kept"
     title = "The answer to this Idempotency-Key was too large to keep"
+
+
+class Gone(ModelportError):
+    """Something that was announced to end and has ended. `deprecation` has the dates, for the answer's headers."""
+
+    status, code, type = 410, "gone", "invalid_request_error"
+    title = "This was retired"
+
+    def __init__(self, message: str, *, deprecation: object = None) -> None:
+        super().__init__(message)
+        # A `modelport.catalog.deprecation.Deprecation`.
+        self.deprecation = deprecation
 
 
 class Unprocessable(ModelportError):

@@ -3,7 +3,7 @@
 Members that are not named here are no error: they stay in `Call.fields` and are forwarded to upstreams that may
 know them. Checked by msgspec while it decodes; a wrong type is a 400 that names the member.
 
-Source: the OpenAI API reference for chat completions, completions and embeddings, as of 2026-11.
+Source: the OpenAI API reference for chat completions, completions, responses and embeddings, as of 2026-11.
 """
 
 from __future__ import annotations
@@ -83,6 +83,31 @@ class CompletionRequest(_Generation, kw_only=True):
     @property
     def output_bound(self) -> int | None:
         return self.max_tokens
+
+
+class ResponsesRequest(msgspec.Struct, kw_only=True):
+    """OpenAI's Responses. `input` is a text, or items: messages, function calls and their outputs."""
+
+    model: ModelName
+    input: str | Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: _TokenBound | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    background: bool | None = None
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -187,12 +187,50 @@ class BreakerSettings(_Group):
     probes: int = Field(2, ge=1, le=100, description="So many of these in a row must go well until it is closed.")
 
 
+class DeprecationSettings(_Group):
+    """When something ends: told in headers from now on, answered with 410 after the sunset."""
+
+    deprecated_at: AwareDatetime = Field(description="Not to be used from then on, though it still works.")
+    sunset_at: AwareDatetime | None = Field(None, description="Gone from then on; empty: no end is set.")
+    successor: str = Field("", description="What to use instead: another model's id, or another route.")
+    link: str = Field("", description="A page about it; empty: `/v1/deprecations`.")
+
+    @field_validator("link", "successor")
+    @classmethod
+    def _fits_a_header(cls, value: str) -> str:
+        if not value.isascii() or not value.isprintable() or any(mark in value for mark in ' <>"'):
+            raise ValueError("is an address or an id: ASCII without spaces, quotes or angle brackets")
+        return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> DeprecationSettings:
+        if self.sunset_at is not None and self.sunset_at < self.deprecated_at:
+            raise ValueError("sunset_at is before deprecated_at")
+        return self
+
+
+class RouteDeprecationSettings(DeprecationSettings):
+    """A route that ends."""
+
+    route: str = Field(pattern=r"^/\S*$", description="Its path; `/v1/something/*` means all that lies below.")
+
+
 class UpstreamSettings(_Group):
     """A server that answers for us."""
 
     name: Name
-    kind: Literal["openai", "anthropic"] = Field("openai", description="The dialect it speaks.")
-    base_url: str = Field(description="Up to and including /v1.")
+    kind: Literal["openai", "azure-openai", "anthropic", "gemini"] = Field(
+        "openai", description="The dialect it speaks."
+    )
+    base_url: str = Field(
+        description="Up to and including the version: /v1, /v1beta. Azure: the resource's address, see `api_version`."
+    )
+    api_version: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="`azure-openai` alone: its dated version, then models are deployments; empty: `base_url` ends in "
+        "/openai/v1.",
+    )
     api_key_env: str = Field("", description="The environment variable that holds its key.")
     headers: dict[str, str] = Field(default={}, description="Sent with every call.")
     connect_timeout_s: float = Field(5.0, gt=0)
@@ -291,6 +329,7 @@ class VersionSettings(_Group):
     )
     sha256: str | None = Field(None, description="Checked before the file is loaded.")
     options: dict[str, Any] = Field(default={}, description="The backend's own; see its guide.")
+    deprecation: DeprecationSettings | None = Field(None, description="When this version ends.")
 
 
 class ModelCacheSettings(_Group):
@@ -337,6 +376,7 @@ class ModelSettings(_Group):
     max_output_tokens: int | None = Field(
         None, ge=1, description="Reserved for (and, on local engines, the bound of) a call that sets no max_tokens."
     )
+    deprecation: DeprecationSettings | None = Field(None, description="When the model ends, all its versions with it.")
 
     @model_validator(mode="after")
     def _one_home(self) -> ModelSettings:
@@ -387,6 +427,7 @@ class Settings(BaseSettings):
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")
     upstreams: list[UpstreamSettings] = []
     models: list[ModelSettings] = []
+    deprecations: list[RouteDeprecationSettings] = []
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Settings:

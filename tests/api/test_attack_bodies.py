@@ -33,6 +33,8 @@ MEMORY_BYTES = 120_000_000
 ROUTES = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
     "/v1/embeddings",
     "/v1/messages",
     "/v1/messages/count_tokens",
@@ -248,6 +250,29 @@ def test_no_block_of_a_message_however_odd_is_our_failure(client: RawClient, key
 def test_no_member_of_a_message_however_odd_is_our_failure(client: RawClient, key: str, member: bytes) -> None:
     body = b'{"model": "sandbox", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], %b}' % member
     answer = client.send(post(key, "/v1/messages", body=body)).answer()
+    assert answer.status in (200, 400), answer
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"input": [{}, {"type": []}, {"role": 5}]',
+        b'"input": [{"role": "user", "content": [{"type": {}}, 5]}]',
+        b'"input": [{"type": "function_call", "call_id": 5, "name": [], "arguments": {}}]',
+        b'"input": [{"type": "function_call_output", "call_id": "a", "output": [{"type": 5}]}]',
+        b'"input": "x", "tools": [{"type": "function", "name": "f", "parameters": 5}], "tool_choice": "required"',
+        b'"input": "x", "tool_choice": {"type": "allowed_tools", "tools": [5]}',
+        b'"input": "x", "text": {"format": {"type": "json_schema", "schema": {"type": 5}}}',
+        b'"input": "x", "text": {"format": {"type": "json_schema"}, "verbosity": {}}',
+        b'"input": "x", "reasoning": {"effort": [], "mode": null}, "include": ["x"], "top_logprobs": 20',
+        b'"input": "x", "seed": [], "stop": 5, "stream_options": 5, "conversation": [], "prompt": 0',
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/input_tokens"])
+def test_no_member_of_a_response_however_odd_is_our_failure(
+    client: RawClient, key: str, path: str, members: bytes
+) -> None:
+    answer = client.send(post(key, path, body=b'{"model": "sandbox", %b}' % members)).answer()
     assert answer.status in (200, 400), answer
 
 

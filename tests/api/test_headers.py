@@ -46,6 +46,7 @@ HOT: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:2]]"}]},
     "/v1/completions": {"model": "sandbox", "prompt": "[[tokens:2]]"},
     "/v1/messages": {"model": "sandbox", "max_tokens": 9, "messages": [{"role": "user", "content": "[[tokens:2]]"}]},
+    "/v1/responses": {"model": "sandbox", "input": "[[tokens:2]]"},
     "/v1/predict": {"model": "picture", "inputs": ["x"]},
     "/v1/images/classify": {"model": "picture", "image": "eA=="},
 }
@@ -106,7 +107,7 @@ def test_limits_are_told_in_the_ietf_style_and_in_the_routes_own(server: Server,
     assert policy["key-calls"]["q"] == 7
     assert set(policy) == set(state)
     assert all(0 <= state[name]["r"] < policy[name]["q"] for name in ("key-rpm", "key-calls"))
-    openai, anthropic = "completions" in path, "messages" in path
+    openai, anthropic = "completions" in path or "responses" in path, "messages" in path
     told = [answer.headers.keys() >= style for style in (OPENAI, ANTHROPIC, X_STYLE)]
     assert told == [openai, anthropic, not (openai or anthropic)]
     if anthropic:

@@ -44,4 +44,19 @@ SUITES: dict[str, Suite] = {
         ),
         options=("-p", "tests._alias_httpx"),
     ),
+    "openai": Suite(
+        package="openai",
+        requirements=("aiohttp", "httpx-aiohttp", "pytest", "pytest-asyncio", "rich"),
+        files=(
+            "tests/api_resources/chat",
+            "tests/api_resources/test_completions.py",
+            "tests/api_resources/test_embeddings.py",
+            "tests/api_resources/test_models.py",
+            "tests/api_resources/test_responses.py",
+            "tests/api_resources/responses",
+        ),
+        placeholder="My API Key",
+        models=("gpt-6-astra", "gpt-4o-mini", "gpt-3.5-turbo-instruct", "model", "text-embedding-3-small"),
+        address="/v1",
+    ),
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-_UPSTREAM_TESTS = ("test_transport", "test_openai_backend", "test_anthropic_backend")
+_UPSTREAM_TESTS = ("test_transport", "test_openai_backend", "test_anthropic_backend", "test_gemini_backend")
 
 
 def pytest_asyncio_loop_factories(

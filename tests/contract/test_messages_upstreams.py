@@ -223,6 +223,10 @@ async def test_anthropic_itself_counts_and_others_are_estimated(scene: Scene) ->
         await scene.anthropic.messages.count_tokens(model="claude", messages=QUESTION)
     with pytest.raises(anthropic.BadRequestError):
         await scene.anthropic.messages.count_tokens(model="claude", messages=QUESTION)
+    scene.claude.plan(json_answer({"input_tokens": 17}))
+    translated = await scene.openai.responses.input_tokens.count(model="claude", input="Hi", instructions="Be brief.")
+    assert translated.input_tokens == 17
+    assert set(scene.claude.requests[-1].json()) == {"model", "messages", "system"}
     estimated = await scene.anthropic.messages.count_tokens(model="gpt", messages=QUESTION)
     assert estimated.input_tokens > 0
     assert not scene.gpt.requests

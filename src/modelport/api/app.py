@@ -11,30 +11,33 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
 
-from modelport.api import admin, budgets, documents, health, keys, limits, models, usage
+from modelport.api import admin, budgets, deprecations, documents, health, keys, limits, models, usage
 from modelport.api.edge import Edge
 from modelport.api.failures import failure
 from modelport.api.platform import Platform
 from modelport.api.routes import HOT
+from modelport.catalog.deprecation import RouteDeprecations
 from modelport.errors import BadRequest, Internal, MethodNotAllowed, ModelportError, NotFound
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-def described(public_url: str = "") -> FastAPI:
+def described(public_url: str = "", retired: RouteDeprecations | None = None) -> FastAPI:
     """Every route of the management API and the description of all others, with no platform behind them yet."""
     # A redirect to the path with or without a slash would name whatever host the client wrote.
     rest = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, title="Modelport")
     rest.state.public_url = public_url
+    rest.state.deprecations = retired or RouteDeprecations(())
     rest.state.hot_routes = tuple(route for route, _ in HOT)
-    for module in (models, keys, usage, budgets, limits, admin, health, documents):
+    for module in (models, deprecations, keys, usage, budgets, limits, admin, health, documents):
         rest.include_router(module.router)
     return rest
 
 
 def build_app(platform: Platform) -> Edge:
     """What answers every request of this worker."""
-    rest = described(platform.settings.server.public_url)
+    retired = RouteDeprecations(platform.settings.deprecations)
+    rest = described(platform.settings.server.public_url, retired)
     rest.state.platform = platform
     rest.mount("/static/own", documents.own_files())
     packaged = documents.sidecar_files()
@@ -45,7 +48,7 @@ def build_app(platform: Platform) -> Edge:
     rest.add_exception_handler(RequestValidationError, _invalid)
     rest.add_exception_handler(Exception, _unexpected)
     compressed = GZipMiddleware(rest, minimum_size=platform.settings.server.gzip_min_bytes, compresslevel=4)
-    return Edge(platform, hot={route.path: handler for route, handler in HOT}, rest=compressed)
+    return Edge(platform, hot={route.path: handler for route, handler in HOT}, rest=compressed, retired=retired)
 
 
 def _render(request: Request, error: ModelportError) -> Response:

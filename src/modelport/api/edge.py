@@ -14,16 +14,19 @@ from typing import Any
 import structlog
 
 from modelport.api import once
+from modelport.api.deprecation_headers import deprecation_headers
 from modelport.api.exchange import Exchange, accepts_gzip
-from modelport.api.failures import failure, failure_event, speaks_anthropic
+from modelport.api.failures import failure, speaks_anthropic
 from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import levels_of
 from modelport.api.wire import Headers, Wire
+from modelport.catalog.deprecation import RouteDeprecations
 from modelport.errors import (
     BadRequest,
     BudgetExceeded,
     CallCancelled,
+    Gone,
     Internal,
     MethodNotAllowed,
     ModelportError,
@@ -56,11 +59,15 @@ log = structlog.get_logger("modelport.api")
 class Edge:
     """What the server has its requests answered by."""
 
-    def __init__(self, platform: Platform, *, hot: Mapping[str, Handler], rest: Any) -> None:
+    def __init__(
+        self, platform: Platform, *, hot: Mapping[str, Handler], rest: Any, retired: RouteDeprecations
+    ) -> None:
         self._platform = platform
         self._hot = hot
         self._rest = rest
         self._origins = frozenset(platform.settings.server.cors_origins)
+        # None where nothing ends, so that a request pays one test for it.
+        self._retired = retired if retired.rows else None
 
     async def answer(self, wire: Wire) -> None:
         """Find who serves the request, and see to it that it is answered whatever happens."""
@@ -74,6 +81,8 @@ class Edge:
         handler = self._hot.get(exchange.path)
         try:
             exchange.check_headers()
+            if self._retired is not None:
+                _check_retired(exchange, self._retired)
             if handler is None:
                 await self._pass_on(exchange)
             elif scope["method"] == "POST":
@@ -101,7 +110,7 @@ class Edge:
                 if exchange.streaming:
                     stopping = Unavailable("The server stops; the rest is lost. Call again.")
                     exchange.status = stopping.status
-                    await exchange.finish(_last_event(exchange, stopping))
+                    await exchange.finish(exchange.last_words(stopping))
                 raise
             exchange.status = CallCancelled.status
         except Exception:
@@ -118,9 +127,11 @@ class Edge:
         if exchange.started or isinstance(error, CallCancelled):
             exchange.status = error.status
             if exchange.streaming:
-                await exchange.finish(_last_event(exchange, error))
+                await exchange.finish(exchange.last_words(error))
             return
         exchange.levels = list(levels_of(error)) or exchange.levels  # type: ignore[arg-type]
+        if isinstance(error, Gone) and error.deprecation not in exchange.deprecations:
+            exchange.deprecations += (error.deprecation,)  # type: ignore[operator]
         if speaks_anthropic(exchange.path):
             exchange.speak_anthropic()
         told = failure(
@@ -193,11 +204,13 @@ class Edge:
 
     def _control_headers(self, exchange: Exchange) -> Headers:
         levels = exchange.scope.get("modelport.levels") or []
+        public_url = self._platform.settings.server.public_url
         return [
             (b"x-request-id", exchange.request_id.encode()),
             (b"traceparent", exchange.traceparent),
             *(_NOT_KEPT if exchange.path.startswith("/v1/") else ()),
             *exchange.extra,
+            *(deprecation_headers(exchange.deprecations, public_url) if exchange.deprecations else ()),
             *(limit_headers(levels, style="x", now_us=exchange.started_us) if levels else []),
         ]
 
@@ -242,5 +255,9 @@ class Edge:
             )
 
 
-def _last_event(exchange: Exchange, error: ModelportError) -> bytes:
-    return failure_event(error, request_id=exchange.request_id, path=exchange.path)
+def _check_retired(exchange: Exchange, retired: RouteDeprecations) -> None:
+    """Raises: Gone for a route after its sunset; before it, the answer says when that is."""
+    found = retired.find(exchange.path)
+    if found is not None:
+        exchange.deprecations = (found,)
+        found.check(exchange.started_us)

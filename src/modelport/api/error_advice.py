@@ -61,6 +61,12 @@ ADVICE: dict[str, tuple[str, str]] = {
         "than what is kept (`idempotency.max_answer_bytes`). It is not run again, since you asked for it to run once.",
         "The receipt of that call is at `GET /v1/requests/{id}`. To run the request again, send it with a new key.",
     ),
+    "gone": (
+        "The route, model or version was announced to end, and has ended. The headers `Deprecation`, `Sunset` and "
+        "`Link` have said so since the announcement.",
+        'Use what the message and the `Link` with `rel="successor-version"` name. `GET /v1/deprecations` lists all '
+        "retirements, also those to come.",
+    ),
     "unprocessable": (
         "The request is well formed and still can't be carried out: its parts contradict each other.",
         "Change it as the message says. SDKs don't retry it.",

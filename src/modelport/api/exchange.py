@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from modelport.api.deprecation_headers import deprecation_headers
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
+from modelport.api.problems import stream_event
 from modelport.api.wire import AnswerRecorder, AnswerWriter, Headers, Wire
-from modelport.errors import BadRequest, BodyTooLarge, CallCancelled, Unauthenticated, UnsupportedMedia
+from modelport.catalog.deprecation import Deprecation
+from modelport.errors import (
+    BadRequest,
+    BodyTooLarge,
+    CallCancelled,
+    ModelportError,
+    Unauthenticated,
+    UnsupportedMedia,
+)
 from modelport.inference.interrupt import Interrupt
 from modelport.observe.tracing import Trace
 from modelport.state.protocol import Level
@@ -40,8 +51,10 @@ class Exchange:
         "_body",
         "_headers",
         "_recorder",
+        "deprecations",
         "extra",
         "interrupt",
+        "last_words",
         "levels",
         "out",
         "path",
@@ -81,8 +94,12 @@ class Exchange:
         # A stream has begun and has not had its last piece.
         self.streaming = False
         self.style: Style = "x"
+        # How the door's dialect writes the failure of a stream that has begun.
+        self.last_words: Callable[[ModelportError], bytes] = stream_event
         self.levels: list[Level] = []
         self.extra: Headers = []
+        # Of the route and of the model that is asked.
+        self.deprecations: tuple[Deprecation, ...] = ()
         self.interrupt: Interrupt | None = None
 
     def header(self, name: bytes) -> str | None:
@@ -272,6 +289,8 @@ class Exchange:
         ]
         if headers:
             fields += headers
+        if self.deprecations:
+            fields += deprecation_headers(self.deprecations, self.platform.settings.server.public_url)
         if self.levels:
             fields += limit_headers(self.levels, style=self.style, now_us=self.started_us)
         return fields

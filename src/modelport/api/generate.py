@@ -107,6 +107,7 @@ async def stream(
     """
     if deltas is None:
         deltas = run.deltas()
+    exchange.last_words = voice.broken
     try:
         first = await anext(deltas, None)
         while first is not None and not first.raw:
@@ -172,6 +173,8 @@ def served_headers(exchange: Exchange, run: Run) -> Headers:
     """What answered, and how long it took until now."""
     attempts = run.attempts
     served = attempts.plan.served
+    if attempts.plan.deprecation is not None:
+        exchange.deprecations += (attempts.plan.deprecation,)
     headers = [
         (b"x-model-requested", run.requested.encode("latin-1", "replace")),
         (b"x-model-served", served.model.encode()),

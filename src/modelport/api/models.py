@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelport.api.auth import PlatformDep, require
+from modelport.api.deprecations import DeprecationBody, deprecation_body
 from modelport.api.platform import Platform
 from modelport.api.responses import errors
 from modelport.backends.protocol import Health
@@ -41,6 +42,7 @@ class ModelVersion(BaseModel):
     detail: str = Field(description="Why it is not ready; empty when it is.")
     sha256: str | None = Field(description="The file's hash, where one is pinned.")
     aliases: list[str]
+    deprecation: DeprecationBody | None = Field(description="When it ends; null: it stays.")
 
 
 class ModelBody(BaseModel):
@@ -96,7 +98,7 @@ class ModelBody(BaseModel):
     versions: list[str]
     aliases: dict[str, str]
     prices: ModelPrices | None = Field(description="None where the model is free.")
-    deprecation: str | None
+    deprecation: DeprecationBody | None = Field(description="When it ends; null: it stays.")
 
 
 class ModelList(BaseModel):
@@ -182,7 +184,7 @@ def model_body(platform: Platform, model: Model) -> ModelBody:
         versions=list(model.versions),
         aliases=model.aliases,
         prices=_prices(platform, model),
-        deprecation=None,
+        deprecation=deprecation_body(latest.deprecation),
     )
 
 
@@ -195,6 +197,7 @@ def _version_body(model: Model, version: Version) -> ModelVersion:
         detail=health.detail,
         sha256=version.sha256,
         aliases=[alias for alias, means in model.aliases.items() if means == version.id],
+        deprecation=deprecation_body(version.deprecation),
     )
 
 

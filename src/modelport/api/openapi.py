@@ -91,6 +91,10 @@ def build(app: FastAPI) -> dict[str, Any]:
     document["components"].setdefault("schemas", {}).update(components)
     for route, schema in zip(routes, schemas, strict=True):
         document["paths"][route.path] = {"post": _operation(route, schema)}
+    for path, operations in document["paths"].items():
+        if app.state.deprecations.find(path) is not None:
+            for operation in operations.values():
+                operation["deprecated"] = True
     _fill_examples(document)
     return document
 

@@ -7,10 +7,11 @@ from typing import Any
 from modelport.api.edge import Handler
 from modelport.api.generate import chat_completions, completions, embeddings
 from modelport.api.messages import count_tokens, messages
+from modelport.api.openai_responses import count_input_tokens, responses
 from modelport.api.openapi import HotRoute
 from modelport.api.predict import ClassifyRequest, classify, predict
 from modelport.dialect.anthropic.shapes import CountTokensRequest, MessagesRequest
-from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
+from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest, ResponsesRequest
 
 _OBJECT: dict[str, Any] = {"type": "object"}
 _USAGE = {
@@ -71,6 +72,62 @@ COMPLETION = HotRoute(
     },
     response_schema=_OBJECT,
     stream_example='data: {"object": "text_completion", "choices": […]}\n\ndata: [DONE]\n\n',
+)
+RESPONSE = HotRoute(
+    path="/v1/responses",
+    operation_id="create_response",
+    summary="Create a response",
+    description="OpenAI's Responses over any model of kind `chat`; with `stream: true` as server-sent events. Nothing "
+    "is kept: earlier items are sent again in `input`. Tools are functions that the caller runs.",
+    tag="Chat",
+    request=ResponsesRequest,
+    request_example={"model": "smollm2-135m-instruct", "input": "What is the capital of France?"},
+    response_example={
+        "id": "resp_0199d1c2a7f0",
+        "object": "response",
+        "created_at": 1767225600,
+        "model": "smollm2-135m-instruct",
+        "status": "completed",
+        "error": None,
+        "incomplete_details": None,
+        "output": [
+            {
+                "id": "msg_0199d1c2a7f000",
+                "type": "message",
+                "status": "completed",
+                "role": "assistant",
+                "content": [
+                    {
+                        "type": "output_text",
+                        "text": "The capital of France is Paris.",
+                        "annotations": [],
+                        "logprobs": [],
+                    }
+                ],
+            }
+        ],
+        "usage": {
+            "input_tokens": 12,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": 8,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 20,
+        },
+    },
+    response_schema=_OBJECT,
+    stream_example='event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "delta": "P"}\n\n',
+)
+RESPONSE_TOKENS = HotRoute(
+    path="/v1/responses/input_tokens",
+    operation_id="count_response_input_tokens",
+    summary="Count a response's input tokens",
+    description="How many input tokens a request to `/v1/responses` would have. Nothing is run and nothing is charged; "
+    "for models of other servers it is an estimate.",
+    tag="Chat",
+    request=ResponsesRequest,
+    request_example={"model": "smollm2-135m-instruct", "input": "What is the capital of France?"},
+    response_example={"object": "response.input_tokens", "input_tokens": 12},
+    response_schema=_OBJECT,
 )
 EMBEDDING = HotRoute(
     path="/v1/embeddings",
@@ -178,6 +235,8 @@ CLASSIFY = HotRoute(
 HOT: tuple[tuple[HotRoute, Handler], ...] = (
     (CHAT, chat_completions),
     (COMPLETION, completions),
+    (RESPONSE, responses),
+    (RESPONSE_TOKENS, count_input_tokens),
     (EMBEDDING, embeddings),
     (MESSAGES, messages),
     (COUNT_TOKENS, count_tokens),

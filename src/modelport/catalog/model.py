@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from modelport.backends.protocol import Target
 from modelport.calls import ModelKind, Operation
+from modelport.catalog.deprecation import Deprecation
 from modelport.settings import ModelSettings
 
 OPERATIONS: dict[ModelKind, frozenset[Operation]] = {
@@ -23,6 +24,8 @@ class Version:
     id: str
     targets: tuple[Target, ...]
     sha256: str | None = None
+    # Its own, or that of its model.
+    deprecation: Deprecation | None = None
 
 
 @dataclass(frozen=True, slots=True)

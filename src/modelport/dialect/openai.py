@@ -99,9 +99,18 @@ class ChunkWriter:
             )
         return self._delta(index, b'{"content":%b}' % _encode(text), logprobs)
 
-    def tool_start(self, tool: int, *, id: str, name: str, index: int = 0) -> bytes:
-        """The opening of the choice's tool call number `tool`, before its arguments."""
+    def thought(self, text: str, *, index: int = 0) -> bytes:
+        """A piece of the chain of thought, in the member that vLLM and DeepSeek have for it."""
+        return self._delta(index, b'{"reasoning_content":%b}' % _encode(text))
+
+    def tool_start(self, tool: int, *, id: str, name: str, index: int = 0, extra_content: Any = None) -> bytes:
+        """The opening of the choice's tool call number `tool`, before its arguments.
+
+        `extra_content` is what a provider wants back with the call, as Google's own OpenAI door writes it.
+        """
         call = {"index": tool, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+        if extra_content is not None:
+            call["extra_content"] = extra_content
         return self._delta(index, b'{"tool_calls":[%b]}' % _encode(call))
 
     def tool_arguments(self, tool: int, text: str, *, index: int = 0) -> bytes:
@@ -171,6 +180,8 @@ def _merge(choice: dict[str, Any], part: dict[str, Any]) -> None:
     choice.setdefault("text", []).append(part.get("text") or delta.get("content") or "")
     if delta.get("refusal"):
         choice["refusal"] = choice.get("refusal", "") + delta["refusal"]
+    if delta.get("reasoning_content"):
+        choice["reasoning_content"] = choice.get("reasoning_content", "") + delta["reasoning_content"]
     for tool in delta.get("tool_calls") or ():
         _merge_tool(choice.setdefault("tools", {}), tool)
     if part.get("logprobs"):
@@ -182,6 +193,7 @@ def _merge_tool(tools: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
     tool = tools.setdefault(part["index"], {"id": None, "name": "", "arguments": []})
     function = part.get("function") or {}
     tool["id"] = part.get("id") or tool["id"]
+    tool["extra_content"] = part.get("extra_content") or tool.get("extra_content")
     tool["name"] += function.get("name") or ""
     tool["arguments"].append(function.get("arguments") or "")
 
@@ -207,6 +219,8 @@ def _choice(index: int, choice: dict[str, Any], chat: bool) -> dict[str, Any]:
         "refusal": choice.get("refusal"),
         "annotations": [],
     }
+    if choice.get("reasoning_content"):
+        message["reasoning_content"] = choice["reasoning_content"]
     if tools:
         message["tool_calls"] = tools
     return {"index": index, "message": message, **tail}
@@ -214,4 +228,5 @@ def _choice(index: int, choice: dict[str, Any], chat: bool) -> dict[str, Any]:
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     function = {"name": tool["name"], "arguments": "".join(tool["arguments"])}
-    return {"id": tool["id"], "type": "function", "function": function}
+    body = {"id": tool["id"], "type": "function", "function": function}
+    return body | {"extra_content": tool["extra_content"]} if tool["extra_content"] else body

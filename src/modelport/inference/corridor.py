@@ -76,7 +76,7 @@ class Corridor:
         self._deadlines: dict[float, Deadlines] = {}
 
     def plan(self, call: Call) -> Plan:
-        """Which target is asked first. Raises: ModelNotFound, BadRequest, CircuitOpen."""
+        """Which target is asked first. Raises: ModelNotFound, Gone, BadRequest, CircuitOpen."""
         return self.dispatcher.planner.plan(call)
 
     async def count_input(self, call: Call) -> int:
@@ -93,8 +93,8 @@ class Corridor:
     async def admit(self, call: Call, secret: str) -> Run:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
 
-        Raises: ModelNotFound, BadRequest, LimitExceeded, BudgetExceeded, Unauthenticated, Unavailable; nothing is
-        held then.
+        Raises: ModelNotFound, Gone, BadRequest, LimitExceeded, BudgetExceeded, Unauthenticated, Unavailable; nothing
+        is held then.
         """
         if self._has_cached:
             model, version = self.dispatcher.planner.resolve(call)

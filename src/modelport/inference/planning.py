@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from modelport.backends.protocol import Target
 from modelport.calls import Call, Operation, Patience, Served
+from modelport.catalog.deprecation import Deprecation, Stage
 from modelport.catalog.model import Model, Version
 from modelport.catalog.rules import check_operation
 from modelport.catalog.service import Catalog
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
 
     `imposes`: whether the target is told the output bound that was reserved. `simple`: an attempt at it needs no wait,
     no rival and no watch. `itinerary` holds the others; None where there is one target, which has not failed.
+    `deprecation` is that of the model and version that were asked for, whatever answers in the end.
     """
 
     model: Model
@@ -40,6 +42,7 @@ class Plan(NamedTuple):
     imposes: bool
     simple: bool
     itinerary: Itinerary | None = None
+    deprecation: Deprecation | None = None
 
     @property
     def priced_models(self) -> tuple[str, ...]:
@@ -63,7 +66,7 @@ class Planner:
     def plan(self, call: Call) -> Plan:
         """Which target is asked first; the call is told how patient its route is.
 
-        Raises: ModelNotFound, BadRequest, CircuitOpen.
+        Raises: ModelNotFound, Gone, BadRequest, CircuitOpen.
         """
         plain = self._plain.get(call.model)
         if plain is None or not _is_plain(call):
@@ -72,19 +75,23 @@ class Planner:
         if breaker is not None and breaker.state is not CLOSED:
             return self._choose(call)
         self._check(call, plain.model)
+        if plain.deprecation is not None:
+            plain.deprecation.check(self._clock.now_us())
         self._router.ratio.deposit()
         return plain
 
     def resolve(self, call: Call) -> tuple[Model, Version]:
-        """Which model and version the call asks for. Raises: ModelNotFound, BadRequest."""
+        """Which model and version the call asks for. Raises: ModelNotFound, Gone, BadRequest."""
         model, version = self._catalog.get(call.model, version=call.version)
         self._check(call, model)
+        if version.deprecation is not None:
+            version.deprecation.check(self._clock.now_us())
         return model, version
 
     def unasked(self, call: Call, model: Model, version: Version) -> Plan:
         """The plan of a call whose answer is there: nobody is asked, whatever state the route's targets are in."""
         route = self._router.route(model.id, version.id, mode=call.caller.mode)
-        plan = self._plan(Leg(route, route.candidates[0]), route.policy, None)
+        plan = self._plan(Leg(route, route.candidates[0]), route.policy, None, version.deprecation)
         return plan._replace(served=plan.served._replace(backend=CACHE))
 
     def _choose(self, call: Call) -> Plan:
@@ -99,7 +106,7 @@ class Planner:
         if leg is None:
             raise self._router.refusal(candidate.pulse for candidate in route.candidates)
         self._router.ratio.deposit()
-        plan = self._plan(leg, policy, itinerary)
+        plan = self._plan(leg, policy, itinerary, version.deprecation)
         if plan.simple and len(route.candidates) == 1 and _is_plain(call) and len(self._plain) < _MOST_PLAIN:
             self._plain[call.model] = plan._replace(itinerary=None)
         return plan
@@ -113,15 +120,15 @@ class Planner:
 
     def replan(self, plan: Plan, leg: Leg) -> Plan:
         """The plan with `leg` in the place of what was to answer."""
-        return self._plan(leg, plan.policy, plan.itinerary)
+        return self._plan(leg, plan.policy, plan.itinerary, plan.deprecation)
 
-    def _plan(self, leg: Leg, policy: Policy, itinerary: Itinerary | None) -> Plan:
+    def _plan(self, leg: Leg, policy: Policy, itinerary: Itinerary | None, deprecation: Deprecation | None) -> Plan:
         model, target = self._catalog.models[leg.route.model], leg.candidate.target
         served = Served(model.id, leg.route.version, target.backend.kind, target.upstream_model)
         # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
         imposes = not model.settings.targets or model.settings.max_output_tokens is not None
         simple = policy.hedge is None and policy.patience is None and leg.fallback is None and not leg.wait_s
-        return Plan(model, target, served, leg, policy, imposes, simple, itinerary)
+        return Plan(model, target, served, leg, policy, imposes, simple, itinerary, deprecation)
 
     def itinerary(self, call: Call, route: Route, policy: Policy) -> Itinerary:
         """Every attempt that may be made for the call."""
@@ -133,7 +140,11 @@ class Planner:
         model = self._catalog.models.get(name)
         if model is None or call.operation not in model.operations or not call.caller.may_use(name):
             return None
-        return self._router.route(name, model.aliases["latest"], mode=call.caller.mode)
+        latest = model.aliases["latest"]
+        ends = model.versions[latest].deprecation
+        if ends is not None and ends.stage(self._clock.now_us()) is Stage.GONE:
+            return None
+        return self._router.route(name, latest, mode=call.caller.mode)
 
     def output_bound(self, call: Call, model: Model, input_tokens: int) -> int | None:
         """The most output tokens one choice can have; None where the operation has none."""

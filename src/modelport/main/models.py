@@ -8,11 +8,13 @@ from pathlib import Path
 import structlog
 
 from modelport.backends.anthropic import AnthropicBackend
+from modelport.backends.gemini import GeminiBackend
 from modelport.backends.openai import OpenAIBackend
 from modelport.backends.protocol import Backend, Target
 from modelport.backends.sandbox import SandboxBackend
 from modelport.calls import ModelKind
 from modelport.catalog.configured import all_models
+from modelport.catalog.deprecation import deprecation_of
 from modelport.catalog.handover import Place, Places
 from modelport.catalog.model import Model, Version
 from modelport.catalog.placed import PlacedBackend
@@ -29,13 +31,17 @@ def build_models(settings: Settings, places: Places, *, now_us: int) -> list[Mod
 
 
 def _model(row: ModelSettings, upstreams: dict[str, Backend], places: Places, *, now_us: int) -> Model:
+    ends = deprecation_of("model", row.id, row.deprecation)
     if row.targets:
         targets = tuple(Target(upstreams[t.upstream], t.model or row.id, t.upstream, t.weight) for t in row.targets)
-        versions = {"1": Version("1", targets)}
+        versions = {"1": Version("1", targets, deprecation=ends)}
     else:
         versions = {
             version.version: Version(
-                version.version, (Target(_local(row, version, places), row.id),), sha256=version.sha256
+                version.version,
+                (Target(_local(row, version, places), row.id),),
+                sha256=version.sha256,
+                deprecation=deprecation_of("version", f"{row.id}@{version.version}", version.deprecation) or ends,
             )
             for version in row.all_versions()
         }
@@ -49,7 +55,7 @@ def _upstream(row: UpstreamSettings, settings: Settings) -> Backend:
         log.warning("upstream_key_missing", upstream=row.name, variable=row.api_key_env)
     if row.kind == "anthropic":
         return AnthropicBackend(row, api_key=api_key, default_output_tokens=settings.limits.default_output_tokens)
-    return OpenAIBackend(row, api_key=api_key)
+    return GeminiBackend(row, api_key=api_key) if row.kind == "gemini" else OpenAIBackend(row, api_key=api_key)
 
 
 def _local(row: ModelSettings, version: VersionSettings, places: Places) -> Backend:

@@ -22,8 +22,8 @@ from modelport.settings import UpstreamSettings
 
 _PATH = b"/messages"
 _COUNT_PATH = b"/messages/count_tokens"
-# An answer is one number.
-_MAX_COUNT_BYTES = 10_000
+# The members of a message that are counted; the route refuses the others.
+_COUNTED = frozenset({"model", "messages", "system", "tools", "tool_choice", "thinking", "output_config"})
 _VERSION = "anthropic-version"
 FINGERPRINT = "fp_anthropic"
 _encode = msgspec.json.Encoder().encode
@@ -62,15 +62,11 @@ class AnthropicBackend(UpstreamBackend):
         """
         original = _original(call)
         if original is None:
-            raise BadRequest("Tokens are counted in Anthropic's format.")
-        body = _encode({**original.fields, "model": model})
-        response = await self._send(call, Request(_COUNT_PATH, body, self._dialect_headers(original)))
-        try:
-            if not 200 <= response.status < 300:
-                raise await self._refused(response)
-            counted = await response.read(limit_bytes=_MAX_COUNT_BYTES)
-        finally:
-            response.close()
+            body: dict[str, Any] = to_messages(call.request, call.fields, model=model, max_tokens=1)
+            body = {name: value for name, value in body.items() if name in _COUNTED}
+        else:
+            body = {**original.fields, "model": model}
+        counted = await self._ask(call, Request(_COUNT_PATH, _encode(body), self._dialect_headers(original)))
         try:
             return _decode_count(counted).input_tokens
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

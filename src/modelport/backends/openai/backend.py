@@ -1,9 +1,10 @@
-"""One OpenAI-compatible server with any number of models."""
+"""One OpenAI-compatible server, or one resource of Azure OpenAI, with any number of models."""
 
 from __future__ import annotations
 
 import ssl
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -36,13 +37,17 @@ class OpenAIBackend(UpstreamBackend):
         clock: Clock | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        super().__init__(settings, headers=headers, clock=clock, tls=tls)
+        super().__init__(settings, headers=_credentials(settings, api_key), clock=clock, tls=tls)
+        # Azure's dated API has an address for each deployment; its newer one is OpenAI's but for the key's header.
+        version = settings.api_version if settings.kind == "azure-openai" else ""
+        self._dated = f"?api-version={version}".encode() if version else b""
 
     def _request(self, call: Call, model: str, max_output_tokens: int | None) -> Request:
         path = _PATHS.get(call.operation)
         if path is None:
             raise BadRequest(f"The model {call.model!r} can't {call.operation.value}")
+        if self._dated:
+            path = b"/openai/deployments/%b%b%b" % (quote(model, safe="").encode(), path, self._dated)
         return Request(path, _body(call, model, max_output_tokens))
 
     def _whole(self, call: Call, body: bytes) -> Delta:
@@ -50,6 +55,12 @@ class OpenAIBackend(UpstreamBackend):
 
     def _reader(self, call: Call, max_output_tokens: int | None) -> EventStream:
         return EventStream(self._name, public_model=call.model, keep_usage=call.request.include_usage)
+
+
+def _credentials(settings: UpstreamSettings, api_key: str) -> dict[str, str]:
+    if not api_key:
+        return {}
+    return {"api-key": api_key} if settings.kind == "azure-openai" else {"authorization": f"Bearer {api_key}"}
 
 
 def _body(call: Call, model: str, max_output_tokens: int | None) -> bytes:

@@ -25,6 +25,8 @@ from modelport.settings import UpstreamSettings
 _FRAMING = frozenset({"content-length", "transfer-encoding", "host", "connection"})
 # An error's text is short; a page that is longer than this is no inference API's.
 MAX_REFUSAL_BYTES = 1_000_000
+# A number and what surrounds it.
+MAX_SHORT_BYTES = 100_000
 # Source: W3C Trace Context, section 3.2.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -159,9 +161,22 @@ class UpstreamBackend(ABC):
             timeouts=self._timeouts(call),
         )
 
+    async def _ask(self, call: Call, request: Request) -> bytes:
+        """The body of a short answer that is no model's. Raises: what `stream` raises before its first delta."""
+        response = await self._send(call, request)
+        try:
+            if not 200 <= response.status < 300:
+                raise await self._refused(response)
+            return await response.read(limit_bytes=MAX_SHORT_BYTES)
+        finally:
+            response.close()
+
+    def _meaning(self, status: int, body: bytes, *, retry_after: bytes | None, now_us: int) -> ModelportError:
+        """The error of ours for an answer with a status other than 2xx."""
+        return refusal(self._name, status, body, retry_after=retry_after, now_us=now_us)
+
     async def _refused(self, response: Response) -> ModelportError:
-        return refusal(
-            self._name,
+        return self._meaning(
             response.status,
             await response.read(limit_bytes=MAX_REFUSAL_BYTES),
             retry_after=response.header(b"retry-after"),
