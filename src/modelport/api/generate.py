@@ -13,7 +13,8 @@ from modelport.api.wire import Headers
 from modelport.calls import Call, Caller, Delta, Operation
 from modelport.dialect.openai import DONE, fold
 from modelport.errors import ModelportError, UpstreamFailed
-from modelport.inference.corridor import SCOPE, Run
+from modelport.inference.corridor import SCOPE
+from modelport.inference.run import Run
 from modelport.kit.money import format_usd
 from modelport.replay.cache.ticket import Ticket
 from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest

@@ -23,7 +23,8 @@ from modelport.dialect.anthropic.to_chat import to_chat
 from modelport.dialect.anthropic.to_events import EventWriter
 from modelport.dialect.anthropic.wire import MESSAGE_STOP, PING, Event, write
 from modelport.errors import ModelportError
-from modelport.inference.corridor import SCOPE, Run
+from modelport.inference.corridor import SCOPE
+from modelport.inference.run import Run
 from modelport.requests import ChatRequest
 
 # Headers of the dialect that an upstream of Anthropic's own has to see.

@@ -14,7 +14,8 @@ from modelport.calls import Call, Caller, Delta, Operation
 from modelport.dialect.responses.answer import ResponseWriter
 from modelport.dialect.responses.to_chat import chat_body, chat_param
 from modelport.errors import ModelportError
-from modelport.inference.corridor import SCOPE, Run
+from modelport.inference.corridor import SCOPE
+from modelport.inference.run import Run
 from modelport.requests import ChatRequest, ResponsesRequest
 
 # How much deeper a chat nests the same request.

@@ -14,7 +14,8 @@ from modelport.api.exchange import Exchange
 from modelport.api.generate import cost_headers, new_call, served_headers
 from modelport.calls import Caller, ModelKind, Operation
 from modelport.errors import BadRequest, ModelNotFound, UnsupportedMedia
-from modelport.inference.corridor import SCOPE, Run
+from modelport.inference.corridor import SCOPE
+from modelport.inference.run import Run
 from modelport.requests import ModelName, PredictRequest
 
 MAX_UPLOADS = 16
