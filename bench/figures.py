@@ -10,6 +10,8 @@ from statistics import median
 MOST_FOREIGN_SHARE = 0.1
 DIRECT = "direct"
 OURS = "modelport"
+# Modelport with everything on that a model can have.
+FULL = "modelport-full"
 
 
 # What nginx took for a stream of 21 events, of 64 at once, on the machine that the targets were set on.
@@ -133,6 +135,17 @@ class Verdict:
     holds: bool | None
 
 
+def second_verdicts(figures: Figures, *, chunks: int) -> list[Verdict]:
+    """The second stage's targets, for Modelport with everything on."""
+    streams = "at least 0.8 of nginx"
+    return [
+        _speed(figures, "calls/s, JSON, 64 clients: at least 0.25 of nginx", WHOLE_64, "nginx", 0.25, ours=FULL),
+        _speed(figures, f"streams/s, 64 clients: {streams}", STREAM_64, "nginx", 0.8, ours=FULL),
+        _speed(figures, f"streams/s, 128 clients: {streams}", STREAM_128, "nginx", 0.8, ours=FULL),
+        _chunk(figures, chunks=chunks, most_us=25.0, ours=FULL),
+    ]
+
+
 def verdicts(figures: Figures, *, chunks: int) -> list[Verdict]:
     """The first stage's targets. At 64 clients the upstream's pace holds nginx back, so 128 must hold as well."""
     streams = "at least 0.6 of nginx"
@@ -146,10 +159,10 @@ def verdicts(figures: Figures, *, chunks: int) -> list[Verdict]:
     ]
 
 
-def _speed(figures: Figures, target: str, scenario: Scenario, peer: str, least: float) -> Verdict:
-    found = figures.speed_ratio(scenario, OURS, peer, quiet=True)
+def _speed(figures: Figures, target: str, scenario: Scenario, peer: str, least: float, *, ours: str = OURS) -> Verdict:
+    found = figures.speed_ratio(scenario, ours, peer, quiet=True)
     if found is None:
-        return Verdict(target, figures.speed_ratio(scenario, OURS, peer), "×", None)
+        return Verdict(target, figures.speed_ratio(scenario, ours, peer), "×", None)
     return Verdict(target, found, "×", found >= least)
 
 
@@ -161,7 +174,7 @@ def _first_chunk(figures: Figures, *, most_ms: float) -> Verdict:
     return Verdict(target, found, "ms", found < most_ms)
 
 
-def _chunk(figures: Figures, *, chunks: int, most_us: float) -> Verdict:
+def _chunk(figures: Figures, *, chunks: int, most_us: float, ours: str = OURS) -> Verdict:
     """Processor time hardly depends on others, so it is judged on a busy machine too.
 
     The target was set on a machine on which nginx takes `_NGINX_STREAM_US` a stream, so it is judged in that machine's
@@ -169,7 +182,7 @@ def _chunk(figures: Figures, *, chunks: int, most_us: float) -> Verdict:
     """
     target = f"CPU a chunk, the worst of 16, 64 and 128 clients, in µs of the reference machine: at most {most_us:g}"
     of_chunks = [
-        figures.median(scenario, OURS, lambda m: m.cpu_us_per_call / chunks)
+        figures.median(scenario, ours, lambda m: m.cpu_us_per_call / chunks)
         for scenario in (STREAM_16, STREAM_64, STREAM_128)
     ]
     found = max((value for value in of_chunks if value is not None), default=None)

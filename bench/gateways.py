@@ -1,6 +1,6 @@
 """Measures Modelport, LiteLLM's proxy and nginx side by side and writes docs/performance.md.
 
-python -m bench.gateways [--rounds 3] [--seconds 8] [--peers modelport,nginx,litellm]
+python -m bench.gateways [--rounds 3] [--seconds 8] [--peers modelport,modelport-full,nginx,litellm]
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gateways", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--peers", default="modelport,nginx,litellm")
+    parser.add_argument("--peers", default="modelport,modelport-full,nginx,litellm")
     parser.add_argument("--page", type=Path, default=_PAGE, help="where the report is written")
     parser.add_argument("--nice", type=int, default=0, help="on a busy machine, as root: -15 puts the bench first")
     parser.add_argument("--keep", action="store_true", help="keep the logs and data of the gateways in .cache/bench")

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -147,51 +147,90 @@ def _install_litellm(home: Path) -> None:
 
 
 def start_modelport(place: Place) -> Running:
-    """Modelport with everything on: key check, limits on the key, journal, metrics, access log."""
+    """Modelport as it is shipped: key check, limits on the key, journal, metrics, access log, a breaker."""
+    return _start_modelport(place, "modelport", _modelport_config(place))
+
+
+def start_modelport_full(place: Place) -> Running:
+    """Modelport with all that a model can have: a choice of two targets with breakers and retries, a fallback, the
+    response cache, and two budgets. `no-cache` has each answer made anew and stored, or the upstream would have
+    nothing to do."""
+    running = _start_modelport(place, "modelport-full", _modelport_config(place, full=True))
+    key = running.headers["authorization"]
+    for scope in ({"scope": "organization"}, {"scope": "tag", "target": "feature=bench"}):
+        budget = {**scope, "period": "month", "hard_limit_usd": "100000.00"}
+        _post(running.port, "/v1/budgets", key, budget)
+    running.headers["cache-control"] = "no-cache"
+    running.notes.append(
+        "Modelport, all on: two targets by least_outstanding, breakers, retries, a fallback, the response cache (each "
+        "answer stored), two budgets in each call's take."
+    )
+    return running
+
+
+def _start_modelport(place: Place, name: str, text: str) -> Running:
     program = ROOT / ".venv" / "bin" / "modelport"
     if not program.exists():
         raise Missing("Modelport is not installed: make setup")
     port = free_port()
     config = place.folder / "modelport.toml"
-    config.write_text(_modelport_config(place))
+    config.write_text(text)
     data = place.folder / "data"
     command = [str(program), "serve", "--config", str(config), "--data-dir", str(data)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     watched = place.run(command, UPSTREAM_KEY="upstream-key")
     ready_s = watched.wait_ready(f"http://127.0.0.1:{port}/readyz", timeout_s=_START_S)
-    running = Running("modelport", _package_version(ROOT / ".venv" / "bin" / "python", "modelport"), port, watched)
-    running.notes.append(f"Modelport was ready {ready_s:.1f} s after its first start, the new database included.")
+    running = Running(name, _package_version(ROOT / ".venv" / "bin" / "python", "modelport"), port, watched)
+    running.notes.append(f"{name} was ready {ready_s:.1f} s after its first start, the new database included.")
     owner_key = json.loads((data / "credentials.json").read_text())["api_key"]
     running.headers["authorization"] = f"Bearer {_limited_key(port, owner_key)}"
     return running
 
 
-def _modelport_config(place: Place) -> str:
-    return f"""
-default_models = false
-
+def _modelport_config(place: Place, *, full: bool = False) -> str:
+    names = ["primary", "secondary"] if full else ["primary"]
+    upstreams = "".join(
+        f"""
 [[upstreams]]
-name = "primary"
+name = "{name}"
 kind = "openai"
 base_url = "http://127.0.0.1:{place.upstream_port}/v1"
 api_key_env = "UPSTREAM_KEY"
 max_connections = 1024
-
+"""
+        for name in names
+    )
+    targets = ", ".join(f'{{ upstream = "{name}", model = "gpt-4o-mini", weight = 1 }}' for name in names)
+    model = f"""
 [[models]]
 id = "{MODEL}"
-targets = [ {{ upstream = "primary", model = "gpt-4o-mini", weight = 1 }} ]
+targets = [ {targets} ]
 prices = {{ input_usd_per_mtok = "0.15", output_usd_per_mtok = "0.60" }}
 """
+    extras = """fallbacks = ["gpt-spare"]
+route = { strategy = "least_outstanding" }
+cache = { ttl_s = 300 }
+
+[[models]]
+id = "gpt-spare"
+targets = [ { upstream = "primary", model = "gpt-4o-mini" } ]
+"""
+    return "default_models = false\n" + upstreams + model + (extras if full else "")
 
 
 def _limited_key(port: int, owner_key: str) -> str:
     """A key with all three limits, so that each call has buckets to take from. Raises: OSError."""
     limits = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "concurrent_calls"), _LIMITLESS)
-    body = {"name": "bench", "scopes": ["inference", "usage:read"], "limits": limits}
-    headers = {"authorization": f"Bearer {owner_key}", "content-type": "application/json"}
-    url = f"http://127.0.0.1:{port}/v1/api_keys"
-    with urlopen(Request(url, data=json.dumps(body).encode(), headers=headers), timeout=30) as answer:
-        return str(json.load(answer)["key"])
+    body = {"name": "bench", "scopes": ["inference", "usage:read", "billing"], "limits": limits}
+    return str(_post(port, "/v1/api_keys", f"Bearer {owner_key}", body)["key"])
+
+
+def _post(port: int, path: str, authorization: str, body: Mapping[str, object]) -> dict[str, object]:
+    headers = {"authorization": authorization, "content-type": "application/json"}
+    request = Request(f"http://127.0.0.1:{port}{path}", data=json.dumps(body).encode(), headers=headers)
+    with urlopen(request, timeout=30) as answer:
+        found: dict[str, object] = json.load(answer)
+        return found
 
 
 def metered_calls(running: Running) -> int:
@@ -212,4 +251,5 @@ PEERS: dict[str, Callable[[Place], Running]] = {
     "nginx": start_nginx,
     "litellm": start_litellm,
     "modelport": start_modelport,
+    "modelport-full": start_modelport_full,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.calls import CHUNKS
 from bench.figures import (
     DIRECT,
+    FULL,
     OURS,
     SCENARIOS,
     STREAM_16,
@@ -19,10 +20,17 @@ from bench.figures import (
     Measurement,
     Scenario,
     Verdict,
+    second_verdicts,
     verdicts,
 )
 
-_NAMES = {DIRECT: "no gateway", "nginx": "nginx", "litellm": "LiteLLM", OURS: "Modelport"}
+_NAMES = {
+    DIRECT: "no gateway",
+    "nginx": "nginx",
+    "litellm": "LiteLLM",
+    OURS: "Modelport",
+    FULL: "Modelport, all on",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,9 @@ def render(run: Run, figures: Figures) -> str:
     parts = [
         _introduction(run),
         "## Targets of the first stage\n\n" + verdict_table(verdicts(figures, chunks=CHUNKS)),
+        "## Targets of the second stage\n\n"
+        + "With everything on that a model can have. Not reached yet where it says so.\n\n"
+        + verdict_table(second_verdicts(figures, chunks=CHUNKS)),
         "## JSON answers\n\n" + _table(targets, _whole_columns(figures, run)),
         "## Streams\n\n" + _table(targets, _stream_columns(figures)),
         "## Ratios\n\n" + ratio_table(figures, targets),
