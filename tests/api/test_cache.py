@@ -40,6 +40,7 @@ id = "cached"
 targets = [{{ upstream = "primary" }}]
 prices = {{ input_usd_per_mtok = "100", output_usd_per_mtok = "200" }}
 cache = {{ ttl_s = 600, hit_price_basis_points = {price} }}
+route = {{ retry = {{ attempts = 1 }} }}
 [[models]]
 id = "plain"
 targets = [{{ upstream = "primary" }}]
