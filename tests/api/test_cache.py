@@ -40,6 +40,16 @@ id = "cached"
 targets = [{{ upstream = "primary" }}]
 prices = {{ input_usd_per_mtok = "100", output_usd_per_mtok = "200" }}
 cache = {{ ttl_s = 600, hit_price_basis_points = {price} }}
+route = {{ retry = {{ attempts = 1 }} }}
+[[models]]
+id = "careful"
+targets = [{{ upstream = "primary" }}]
+fallbacks = ["fallback"]
+cache = {{}}
+route = {{ retry = {{ attempts = 1 }} }}
+[[models]]
+id = "fallback"
+backend = "sandbox"
 [[models]]
 id = "plain"
 targets = [{{ upstream = "primary" }}]
@@ -172,6 +182,19 @@ class TestHits:
         assert (with_usage[0]["usage"], with_usage[-1]["usage"]["total_tokens"]) == (None, 11)
         assert place.asked == 2
 
+    async def test_anthropics_format_is_cached_in_each_form(self, place: Place) -> None:
+        body = {"model": "cached", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+        whole = [await place.post("/v1/messages", body) for _ in range(2)]
+        place.use(stream_answer(chat_events(["one ", "two"], usage=USAGE)))
+        stream = [await place.post("/v1/messages", {**body, "stream": True}) for _ in range(2)]
+        for first, second in (whole, stream):
+            assert [answer.headers["x-cache"] for answer in (first, second)] == ["MISS", "HIT"]
+            assert first.status == 200
+        assert whole[0].json()["content"] == whole[1].json()["content"]
+        assert stream[1].body.endswith(b'data: {"type":"message_stop"}\n\n')
+        assert all(b"one " in answer.body and b"two" in answer.body for answer in stream)
+        assert place.asked == 2
+
     async def test_predictions_and_uploads_are_cached_too(self, place: Place) -> None:
         for path, body in (
             ("/v1/predict", {"model": "picture", "inputs": ["x", {"b": 1, "a": 2}]}),
@@ -266,6 +289,26 @@ class TestBudgets:
         assert place.upstream.requests[0].json()["max_tokens"] < 1_000
         assert (await place.ask(max_tokens=1_000)).headers["x-cache"] == "MISS"
         assert place.upstream.requests[1].json()["max_tokens"] == 1_000
+
+
+class TestRoutes:
+    async def test_a_stored_answer_is_given_while_the_circuit_is_open(self, place: Place) -> None:
+        await place.ask()
+        place.upstream.default = error_answer(500)
+        for number in range(40):
+            if (await place.ask(f"other {number}")).code == "circuit_open":
+                break
+        refused, hit = await place.ask("another"), await place.ask()
+        assert (refused.status, refused.code) == (503, "circuit_open")
+        assert (hit.status, hit.headers["x-cache"]) == (200, "HIT")
+
+    async def test_the_answer_of_a_fallback_is_given_and_not_stored(self, place: Place) -> None:
+        place.use(error_answer(500))
+        first = await place.ask(model="careful")
+        assert (first.headers["x-model-served"], first.headers["x-cache"]) == ("fallback", "MISS")
+        again = await place.ask(model="careful")
+        assert (again.headers["x-model-served"], again.headers["x-cache"]) == ("careful", "MISS")
+        assert (await place.ask(model="careful")).headers["x-cache"] == "HIT"
 
 
 class TestStampedes:

@@ -71,9 +71,9 @@ def cache_key(call: Call, *, options: ModelCacheSettings, version: str) -> str:
 
 
 def question_of(call: Call, *, options: ModelCacheSettings, version: str) -> Question | None:
-    """The call as a question that another call may have asked in other words; None where it is none: not a chat, or
-    its last user message has more than text."""
-    if call.operation is not Operation.CHAT or "messages" not in call.fields:
+    """The call as a question that another call may have asked in other words; None where it is none: not a chat in
+    OpenAI's dialect, or its last user message has more than text."""
+    if call.operation is not Operation.CHAT or call.original is not None or "messages" not in call.fields:
         return None
     asked = _asked(call)
     for message in reversed(asked["messages"]):
@@ -96,7 +96,9 @@ def hit_discount(discount_basis_points: int, *, price_basis_points: int) -> int:
 def _head(call: Call, options: ModelCacheSettings, version: str) -> list[str]:
     caller = call.caller
     tenant = caller.key_id if options.scope == "key" else caller.organization_id
-    return [tenant, caller.mode, call.operation.value, call.model, version, call.route]
+    # An answer in another dialect than OpenAI's has one form only: that in which it was asked for.
+    form = "" if call.original is None else f"{call.original.dialect}/{call.stream}"
+    return [tenant, caller.mode, call.operation.value, call.model, version, call.route, form]
 
 
 def _asked(call: Call) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _asked(call: Call) -> dict[str, Any]:
     asked = _members(call)
     if call.original is not None:
         told = {name: _decode(raw) for name, raw in call.original.fields.items() if name not in NOT_ASKED}
-        asked["\0original"] = [call.original.dialect, dict(call.original.headers), told]
+        asked["\0original"] = [dict(call.original.headers), told]
     return asked
 
 
