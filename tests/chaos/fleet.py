@@ -6,14 +6,17 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import httpx
 
+from tests.services import Service
 from tests.serving import Server
+from tests.waiting import wait_until
 
 SANDBOX = """
 default_models = false
@@ -124,6 +127,56 @@ def manage(server: Server, path: str = "/v1/usage") -> tuple[int, str]:
 
 def ready(server: Server) -> bool:
     return server.get("/readyz")[0] == 200
+
+
+async def reach(seen: Seen, outcome: str, more: int) -> None:
+    """Wait for `more` calls with this outcome."""
+    enough = seen.statuses[outcome] + more
+    try:
+        await wait_until(lambda: seen.statuses[outcome] >= enough, f"{more} more calls get {outcome}", timeout_s=90)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; until now: {dict(seen.statuses)}") from None
+
+
+async def recorded(postgres: Service) -> dict[str, tuple[int, int]]:
+    """Every usage event in the database: call id → tokens in and out."""
+    connection = await asyncpg.connect(postgres.url)
+    try:
+        rows = await connection.fetch("SELECT call_id, input_tokens, output_tokens FROM usage_events")
+    finally:
+        await connection.close()
+    assert len({row["call_id"] for row in rows}) == len(rows), "a call is there twice"
+    return {row["call_id"]: (row["input_tokens"], row["output_tokens"]) for row in rows}
+
+
+async def all_recorded(seen: Seen, postgres: Service) -> dict[str, tuple[int, int]]:
+    """The rows, once every call whose answer arrived whole is among them as its client saw it."""
+    found: dict[str, tuple[int, int]] = {}
+
+    async def complete() -> bool:
+        found.update(await recorded(postgres))
+        return seen.whole.items() <= found.items()
+
+    try:
+        await wait_until(complete, "every answer that arrived has its row", timeout_s=60)
+    except AssertionError as error:
+        missing = {id_: (tokens, found.get(id_)) for id_, tokens in seen.whole.items() if found.get(id_) != tokens}
+        raise AssertionError(f"{error}; of {len(seen.whole)} these differ: {missing}") from None
+    served = [row for row in found.values() if row != (0, 0)]
+    lost = seen.statuses["broken"] + seen.statuses["200 with an error event"]
+    assert len(seen.whole) <= len(served) <= len(seen.whole) + lost
+    return found
+
+
+async def is_ready(server: Server) -> bool:
+    return await asyncio.to_thread(answers, ready, server)
+
+
+def answers(question: Callable[[Server], bool], server: Server) -> bool:
+    try:
+        return question(server)
+    except OSError:
+        return False
 
 
 def _outcome(answer: httpx.Response, seen: Seen, *, stream: bool) -> str:

@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import asyncpg  # type: ignore[import-untyped]
 import httpx
 import pytest
 
 from modelport.catalog.defaults import default_models
-from tests.chaos.fleet import SANDBOX, Seen, ask, chat, load, manage, new_key, ready
+from tests.chaos.fleet import (
+    SANDBOX,
+    Seen,
+    all_recorded,
+    answers,
+    ask,
+    chat,
+    is_ready,
+    load,
+    manage,
+    new_key,
+    reach,
+    ready,
+    recorded,
+)
 from tests.services import Service
 from tests.serving import Server
 from tests.waiting import wait_until
@@ -39,18 +52,18 @@ async def test_without_redis_calls_are_refused_at_once_and_pass_again_when_it_is
 ) -> None:
     key = server.credentials["api_key"]
     async with load(server, key, clients=CLIENTS) as seen:
-        await _calls(seen, "200", 50)
+        await reach(seen, "200", 50)
         (redis_service.pause if how == "pause" else redis_service.kill)()
-        await _calls(seen, "503 state_unavailable", 50)
+        await reach(seen, "503 state_unavailable", 50)
         assert not await asyncio.to_thread(ready, server)
         assert (await asyncio.to_thread(server.get, "/health"))[1]["database"]["status"] == "ok"
         (redis_service.resume if how == "pause" else redis_service.start)()
-        await wait_until(partial(_ready, server), "the server is ready again")
-        await _calls(seen, "200", 50)
+        await wait_until(partial(is_ready, server), "the server is ready again")
+        await reach(seen, "200", 50)
     assert set(seen.statuses) == {"200", "503 state_unavailable"}
     assert "" not in seen.retry_after
     assert seen.slowest_s < PROMPT_S
-    await _all_recorded(server, seen, postgres_service)
+    await all_recorded(seen, postgres_service)
 
 
 async def test_streams_in_flight_outlive_redis(server: Server, redis_service: Service) -> None:
@@ -64,7 +77,7 @@ async def test_streams_in_flight_outlive_redis(server: Server, redis_service: Se
         redis_service.kill()
         assert await asyncio.gather(*streams) == ["200"] * CLIENTS
         redis_service.start()
-        await wait_until(partial(_ready, server), "the server is ready again")
+        await wait_until(partial(is_ready, server), "the server is ready again")
     assert {tokens for _, tokens in seen.whole.values()} == {40}
     assert len(seen.whole) == CLIENTS
 
@@ -73,22 +86,22 @@ async def test_without_postgres_known_keys_are_served_and_metered(server: Server
     """Cached keys notice nothing; keys that no cache holds, and the management API, get a 503."""
     key, unknown = server.credentials["api_key"], await asyncio.to_thread(new_key, server)
     async with load(server, key, clients=CLIENTS) as seen:
-        await _calls(seen, "200", 100)
+        await reach(seen, "200", 100)
         postgres_service.kill()
         # More than two workers' batches: a full one must not be offered to the database again at every call.
-        await _calls(seen, "200", 1_500)
+        await reach(seen, "200", 1_500)
         assert server.log.count('"usage_not_committed"') < 100
         assert await asyncio.to_thread(ask, server, unknown) == (503, "unavailable", "1")
         assert await asyncio.to_thread(manage, server) == (503, "unavailable")
         assert await asyncio.to_thread(manage, server, "/v1/api_keys") == (503, "unavailable")
         assert not await asyncio.to_thread(ready, server)
         assert (await asyncio.to_thread(server.get, "/health"))[1]["state"]["status"] == "ok"
-        await _calls(seen, "200", 50)
+        await reach(seen, "200", 50)
         postgres_service.start()
-        await wait_until(partial(_ready, server), "the server is ready again")
-        await _calls(seen, "200", 50)
+        await wait_until(partial(is_ready, server), "the server is ready again")
+        await reach(seen, "200", 50)
     assert set(seen.statuses) == {"200"}
-    await _all_recorded(server, seen, postgres_service)
+    await all_recorded(seen, postgres_service)
     assert (await asyncio.to_thread(ask, server, unknown))[0] == 200
 
 
@@ -96,20 +109,20 @@ async def test_a_postgres_that_hangs_holds_nobody(server: Server, postgres_servi
     """Its connections stay open and nothing is answered: the worst way for a database to be away."""
     key, unknown = server.credentials["api_key"], await asyncio.to_thread(new_key, server)
     async with load(server, key, clients=CLIENTS) as seen:
-        await _calls(seen, "200", 100)
+        await reach(seen, "200", 100)
         postgres_service.pause()
-        await _calls(seen, "200", 100)
+        await reach(seen, "200", 100)
         stranger = Seen()
         async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as http:
             assert await chat(http, unknown, stranger, stream=False) == "503 unavailable"
         assert stranger.slowest_s < PROMPT_S
         assert await asyncio.to_thread(manage, server, "/v1/api_keys") == (503, "unavailable")
-        await _calls(seen, "200", 50)
+        await reach(seen, "200", 50)
         postgres_service.resume()
-        await wait_until(partial(_ready, server), "the server is ready again")
-        await _calls(seen, "200", 50)
+        await wait_until(partial(is_ready, server), "the server is ready again")
+        await reach(seen, "200", 50)
     assert set(seen.statuses) == {"200"}
-    await _all_recorded(server, seen, postgres_service)
+    await all_recorded(seen, postgres_service)
 
 
 async def test_a_worker_that_dies_while_postgres_is_away_comes_back_with_it(
@@ -118,19 +131,19 @@ async def test_a_worker_that_dies_while_postgres_is_away_comes_back_with_it(
     """The other worker goes on meanwhile, and what the dead one had not committed is brought home."""
     key = server.credentials["api_key"]
     async with load(server, key, clients=CLIENTS) as seen:
-        await _calls(seen, "200", 100)
+        await reach(seen, "200", 100)
         postgres_service.kill()
-        await _calls(seen, "200", 50)
+        await reach(seen, "200", 50)
         os.kill(server.workers()[0], signal.SIGKILL)
         await wait_until(lambda: server.log.count('"worker_died"') > 1, "a new worker can't start either")
         postgres_service.start()
-        await wait_until(partial(_ready, server), "the server is ready again")
+        await wait_until(partial(is_ready, server), "the server is ready again")
         await wait_until(partial(_has_workers, server, 2), "the worker is replaced")
-        await _calls(seen, "200", 50)
+        await reach(seen, "200", 50)
     # The clients of the dead worker went to the other one, which may not have had their key in its cache.
     assert set(seen.statuses) <= {"200", "broken", "503 unavailable"}
     assert "Traceback" not in server.log
-    await _all_recorded(server, seen, postgres_service)
+    await all_recorded(seen, postgres_service)
 
 
 async def test_a_start_without_its_database_says_so(tmp_path: Path, postgres_service: Service) -> None:
@@ -166,14 +179,14 @@ async def test_a_killed_worker_costs_its_own_calls_and_nothing_else(server: Serv
     workers = server.workers()
     async with load(server, key, clients=CLIENTS, text="[[tokens:20]] [[per_token:5ms]]") as seen:
         for number in range(3):
-            await _calls(seen, "200", 30)
+            await reach(seen, "200", 30)
             os.kill(server.workers()[number % 2], signal.SIGKILL)
             await wait_until(partial(_has_workers, server, 2), "the worker is replaced")
     assert set(seen.statuses) <= {"200", "broken"}
     # Each client can have had one call in flight at each kill.
     assert seen.statuses["broken"] <= CLIENTS * 3
     assert set(server.workers()) != set(workers)
-    rows = await _all_recorded(server, seen, postgres_service)
+    rows = await all_recorded(seen, postgres_service)
     died = [row for row in rows.values() if row == (0, 0)]
     assert len(died) <= CLIENTS * 3
 
@@ -190,7 +203,7 @@ async def test_sigterm_under_streams_loses_nothing(server: Server, postgres_serv
         await wait_until(partial(_refuses, server), "newcomers are refused")
         assert await asyncio.gather(*streams) == ["200"] * CLIENTS
     assert await asyncio.to_thread(server.process.wait, 60) == 0
-    rows = await _rows(postgres_service)
+    rows = await recorded(postgres_service)
     assert {id_: rows.get(id_) for id_ in seen.whole} == seen.whole
     assert len(rows) == len(seen.whole) == CLIENTS
     assert list((server.data_dir / "journal").iterdir()) == [], "everything was committed before the end"
@@ -202,13 +215,13 @@ async def test_sighup_under_load_loses_nothing(server: Server, postgres_service:
     async with load(
         server, server.credentials["api_key"], clients=CLIENTS, text="[[tokens:9]] [[per_token:5ms]]"
     ) as seen:
-        await _calls(seen, "200", 30)
+        await reach(seen, "200", 30)
         server.process.send_signal(signal.SIGHUP)
         await wait_until(lambda: "every worker is new" in server.log, "the workers are exchanged", timeout_s=120)
-        await _calls(seen, "200", 30)
+        await reach(seen, "200", 30)
     assert set(seen.statuses) == {"200"}
     assert before.isdisjoint(server.workers())
-    await _all_recorded(server, seen, postgres_service)
+    await all_recorded(seen, postgres_service)
 
 
 async def test_a_killed_engine_costs_the_answers_it_was_writing_and_is_back_in_seconds(tmp_path: Path) -> None:
@@ -243,58 +256,12 @@ def _engine(server: Server) -> int:
     return pid
 
 
-async def _calls(seen: Seen, outcome: str, more: int) -> None:
-    """Wait for `more` calls with this outcome."""
-    enough = seen.statuses[outcome] + more
-    try:
-        await wait_until(lambda: seen.statuses[outcome] >= enough, f"{more} more calls get {outcome}", timeout_s=90)
-    except AssertionError as error:
-        raise AssertionError(f"{error}; until now: {dict(seen.statuses)}") from None
-
-
-async def _rows(postgres: Service) -> dict[str, tuple[int, int]]:
-    """Every usage event in the database: call id → tokens in and out."""
-    connection = await asyncpg.connect(postgres.url)
-    try:
-        rows = await connection.fetch("SELECT call_id, input_tokens, output_tokens FROM usage_events")
-    finally:
-        await connection.close()
-    assert len({row["call_id"] for row in rows}) == len(rows), "a call is there twice"
-    return {row["call_id"]: (row["input_tokens"], row["output_tokens"]) for row in rows}
-
-
-async def _all_recorded(server: Server, seen: Seen, postgres: Service) -> dict[str, tuple[int, int]]:
-    """The rows, once every call whose answer arrived whole is among them as its client saw it."""
-    found: dict[str, tuple[int, int]] = {}
-
-    async def complete() -> bool:
-        found.update(await _rows(postgres))
-        return seen.whole.items() <= found.items()
-
-    await wait_until(complete, "every answer that arrived has its row", timeout_s=60)
-    served = [row for row in found.values() if row != (0, 0)]
-    lost = seen.statuses["broken"] + seen.statuses["200 with an error event"]
-    assert len(seen.whole) <= len(served) <= len(seen.whole) + lost
-    return found
-
-
-async def _ready(server: Server) -> bool:
-    return await asyncio.to_thread(_tried, ready, server)
-
-
 async def _alive(server: Server) -> bool:
-    return await asyncio.to_thread(_tried, lambda server: server.get("/livez")[0] == 200, server)
-
-
-def _tried(question: Callable[[Server], bool], server: Server) -> bool:
-    try:
-        return question(server)
-    except OSError:
-        return False
+    return await asyncio.to_thread(answers, lambda server: server.get("/livez")[0] == 200, server)
 
 
 async def _refuses(server: Server) -> bool:
-    return not await _ready(server)
+    return not await is_ready(server)
 
 
 async def _in_flight(server: Server, calls: int) -> bool:
