@@ -13,6 +13,8 @@ from tests.serving import Server
 # A thousand nano-dollars for a token of input, two thousand for one of output.
 CONFIG = """
 default_models = false
+[limits]
+management_per_minute = 100000
 [[models]]
 id = "sandbox"
 backend = "sandbox"

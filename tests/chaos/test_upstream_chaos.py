@@ -29,6 +29,8 @@ id = "both"
 targets = [{{ upstream = "a", model = "ok" }}, {{ upstream = "b", model = "ok" }}]
 prices = {{ input_usd_per_mtok = "1", output_usd_per_mtok = "2" }}
 route.timeouts = {{ first_token_s = 0.6, answer_s = 0.6, connect_s = 0.6 }}
+[limits]
+management_per_minute = 100000
 """
 UPSTREAM = """
 [[upstreams]]
@@ -56,6 +58,14 @@ async def test_clients_hardly_notice(tmp_path: Path, upstreams: dict[str, Script
     rows = "".join(UPSTREAM.format(name=name, url=upstream.url) for name, upstream in upstreams.items())
     server = Server(tmp_path, config=CONFIG.format(upstreams=rows), workers=2)
     await asyncio.to_thread(server.start)
+    try:
+        await _campaign(server, upstreams)
+    finally:
+        server.kill()
+
+
+async def _campaign(server: Server, upstreams: dict[str, ScriptedUpstream]) -> None:
+    """Disturb each upstream in each way, again and again in the full campaign, and look what the clients saw."""
     key = server.credentials["api_key"]
     async with steady(server, key, per_second=PER_SECOND, model="both") as seen:
         began_s = time.monotonic()

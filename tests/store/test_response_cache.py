@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from modelport.calls import Call, Delta, Operation, Original, Usage
+from modelport.calls import Call, Delta, Operation, Usage
 from modelport.errors import ModelLoading, UpstreamFailed
 from modelport.kit.clock import ManualClock, SystemClock
 from modelport.replay.cache.answers import AnswerStore, MemoryAnswers, SharedAnswers
@@ -224,25 +224,6 @@ class TestStored:
         assert [chunk["usage"] for chunk in chunks] == [None] * 4
         assert last["usage"]["completion_tokens"] == 3
         assert source.started == 1
-
-    async def test_an_answer_in_another_dialect_is_given_as_it_was(self, cache: ResponseCache) -> None:
-        settings = model()
-
-        def asked(stream: bool) -> Call:
-            made = call(stream=stream)
-            made.original = Original("anthropic", made.fields, {})
-            return made
-
-        async def original() -> AsyncGenerator[Delta]:
-            yield Delta(b"event: message_start\n\n", original=True, usage=Usage(1, 1))
-
-        for stream in (True, False):
-            for outcome in ("MISS", "HIT"):
-                ticket = await cache.consult(asked(stream), model=settings, version="1")
-                deltas = [delta async for delta in ticket.read(original)]
-                await ticket.close()
-                assert ticket.outcome == outcome
-                assert [(delta.raw, delta.original) for delta in deltas] == [(b"event: message_start\n\n", True)]
 
 
 class TestStampedes:

@@ -97,6 +97,8 @@ class Connection(Line):
         peer = transport.get_extra_info("peername")
         self._client = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else None
         self._head_timer = self.loop.call_later(self._settings.header_timeout_s, self._head_late)
+        if self.server.stopping:
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.drop(self)

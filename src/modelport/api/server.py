@@ -22,6 +22,8 @@ from modelport.settings import ServerSettings
 # Connections that wait to be accepted; the kernel's own bound is usually 4,096.
 _BACKLOG = 2048
 _CLOSE_S = 0.05
+# What was accepted in the same moment as the listening ended becomes a connection within a turn or two of the loop.
+_LAST_ARRIVALS_S = 0.1
 _log = structlog.get_logger("modelport.api")
 
 Answer = Callable[[Wire], Awaitable[None]]
@@ -42,7 +44,8 @@ class Server:
         self.leaving = 0
         self._running: set[Wire] = set()
         self._listener: asyncio.Server | None = None
-        self._stopping = False
+        # Set once it stops: answers are the last of their connections.
+        self.stopping = False
         self._quiet = asyncio.Event()
         self._date_s = -1
         self._date_line = b""
@@ -55,12 +58,15 @@ class Server:
     async def stop(self) -> None:
         """Accept nothing more and wait for what is in flight, `drain_s` at most; what is left then is cancelled."""
         assert self._listener is not None
-        self._stopping = True
+        self.stopping = True
         self._listener.close()
+        await asyncio.sleep(_LAST_ARRIVALS_S)
         for connection in list(self.connections):
             connection.shutdown()
         try:
             async with asyncio.timeout(self.settings.drain_s):
+                # What was set while the last arrivals were awaited may be outdated.
+                self._quiet.clear()
                 self._check_quiet()
                 await self._quiet.wait()
         except TimeoutError:
@@ -82,7 +88,7 @@ class Server:
     def drop(self, connection: Connection) -> None:
         """A connection was lost."""
         self.connections.discard(connection)
-        if self._stopping:
+        if self.stopping:
             self._check_quiet()
 
     async def _run(self, wire: Wire) -> None:
@@ -93,7 +99,7 @@ class Server:
             wire.break_off()
             wire.task = None
             self._running.discard(wire)
-            if self._stopping:
+            if self.stopping:
                 self._check_quiet()
 
     def _check_quiet(self) -> None:

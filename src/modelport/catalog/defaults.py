@@ -44,7 +44,7 @@ def _embeddings() -> ModelSettings:
         kind="embedding",
         backend="onnx",
         source="prepared:all-minilm-l6-v2.onnx",
-        sha256="51dd98713b4d9c85e10ce7074199f8a33729b0acf0a12f710318fb7f835be223",
+        sha256="30a9555d39ea6c32f26d6c85f88fd786407d8d1c8c75701ebde21e28fc824529",
         prices=PriceSettings(input_usd_per_mtok="0.01"),
         description="all-MiniLM-L6-v2: vectors of 384 numbers for search and similarity of English sentences.",
         context_tokens=256,

@@ -144,7 +144,11 @@ class _Encoder:
         return graph.node("Add", product, graph.constant(shift))
 
     def _int8_product(self, x: str, weight: NDArray[np.float32]) -> str:
-        """`x @ weight.T` in 8-bit integers: one scale for each token, one for each column of the weights."""
+        """`x @ weight.T` in 8-bit integers: one scale for each token, one for each column of the weights.
+
+        Both sides are unsigned around 128: with signed weights, processors without VNNI add two products in 16 bits,
+        which saturate, so that the same text would have other vectors there.
+        """
         graph = self._graph
         steps, scales = _quantized(weight)
         largest = graph.node("ReduceMax", graph.node("Abs", x), self.axes(-1), keepdims=1)
@@ -152,8 +156,9 @@ class _Encoder:
         rounded = graph.node("Round", graph.node("Div", x, scale))
         shifted = graph.node("Add", rounded, self.number(128.0))
         integers = graph.node("Cast", shifted, to=2)
-        table = graph.constant(np.ascontiguousarray(steps.T))
-        product = graph.node("MatMulInteger", integers, table, graph.constant(np.array(128, np.uint8)))
+        table = graph.constant(np.ascontiguousarray(steps.T.astype(np.int16) + 128).astype(np.uint8))
+        middle = graph.constant(np.array(128, np.uint8))
+        product = graph.node("MatMulInteger", integers, table, middle, middle)
         columns = graph.constant(np.ascontiguousarray(scales.T))
         return graph.node("Mul", graph.node("Mul", graph.node("Cast", product, to=1), scale), columns)
 

@@ -28,7 +28,7 @@ class Form(NamedTuple):
 
 
 class CachedAnswer(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The deltas of an answer that ended well. `whole` and `original` as in `Delta`; `value` of models that predict."""
+    """The deltas of an answer that ended well. `whole` as in `Delta`; `value` of models that predict."""
 
     stored_us: int
     form: Form
@@ -36,7 +36,6 @@ class CachedAnswer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     whole: bool
     value: Any
     usage: Usage
-    original: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,7 @@ def hit_discount(discount_basis_points: int, *, price_basis_points: int) -> int:
 def _head(call: Call, options: ModelCacheSettings, version: str) -> list[str]:
     caller = call.caller
     tenant = caller.key_id if options.scope == "key" else caller.organization_id
-    # An answer in another dialect than OpenAI's has one form only: that in which it was asked for.
-    form = "" if call.original is None else f"{call.original.dialect}/{call.stream}"
-    return [tenant, caller.mode, call.operation.value, call.model, version, call.route, form]
+    return [tenant, caller.mode, call.operation.value, call.model, version, call.route]
 
 
 def _asked(call: Call) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def _asked(call: Call) -> dict[str, Any]:
     asked = _members(call)
     if call.original is not None:
         told = {name: _decode(raw) for name, raw in call.original.fields.items() if name not in NOT_ASKED}
-        asked["\0original"] = [dict(call.original.headers), told]
+        asked["\0original"] = [call.original.dialect, dict(call.original.headers), told]
     return asked
 
 

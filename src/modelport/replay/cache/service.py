@@ -186,7 +186,6 @@ class ResponseCache:
             whole=last.whole,
             value=last.value,
             usage=flight.usage,
-            original=flight.deltas[0].original,
         )
         await self._store.put(asked.key, _encode(answer), ttl_s=asked.options.ttl_s)
         if asked.question is not None and asked.vector is not None:

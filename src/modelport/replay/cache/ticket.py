@@ -180,12 +180,11 @@ async def recast(deltas: AsyncGenerator[Delta], call: Call, made: Form) -> Async
     wanted = Form.of(call)
     generates = call.operation in (Operation.CHAT, Operation.COMPLETION)
     retold = Retold(include_usage=wanted.include_usage) if wanted.include_usage != made.include_usage else None
-    usage, original = Usage(), False
+    usage = Usage()
     try:
         async for delta in deltas:
             usage = delta.usage or usage
-            original = delta.original
-            if delta.original or not (generates and wanted.stream):
+            if not (generates and wanted.stream):
                 yield delta
             elif delta.whole:
                 yield Delta(unfold(delta.raw, usage, include_usage=wanted.include_usage), usage=delta.usage)
@@ -194,7 +193,7 @@ async def recast(deltas: AsyncGenerator[Delta], call: Call, made: Form) -> Async
                 yield delta
             else:
                 yield Delta(retold.events(delta.raw), usage=delta.usage, timed=delta.timed)
-        if retold is not None and wanted.include_usage and generates and not original:
+        if retold is not None and wanted.include_usage and generates:
             yield Delta(retold.usage(usage), usage=usage, timed=False)
     finally:
         await deltas.aclose()
@@ -202,4 +201,4 @@ async def recast(deltas: AsyncGenerator[Delta], call: Call, made: Form) -> Async
 
 async def _stored(answer: CachedAnswer) -> AsyncGenerator[Delta]:
     for piece in answer.pieces or [b""]:
-        yield Delta(piece, answer.whole, answer.value, answer.usage, original=answer.original)
+        yield Delta(piece, answer.whole, answer.value, answer.usage)
