@@ -128,6 +128,11 @@ class _Walk:
         inner = closed and "allOf" not in node
         for name, value in node.items():
             self._keyword(kept, name, value, f"{place}/{name}", depth, inner)
+        lowest, highest = node.get("minimum"), node.get("maximum")
+        numeric = node.get("type") in ("integer", "number")
+        if numeric and isinstance(lowest, int | float) and isinstance(highest, int | float) and lowest > highest:
+            # The engine notices it only sometimes, and then generates something that is of no use.
+            _refuse(self._param, place, "`minimum` is above `maximum`, which can't be enforced")
         if closed and not combined and isinstance(node.get("properties"), dict) and "additionalProperties" not in node:
             kept["additionalProperties"] = False
         return kept
