@@ -135,7 +135,7 @@ class Connection(Line):
                 self._head_timer.cancel()
                 self._head_timer = None
             if newest.more_body:
-                self._bound_body(newest)
+                self._bound_body()
             return
         self._wait_for_head()
 
@@ -305,7 +305,7 @@ class Connection(Line):
         self._parser = _new_parser(self)
         self.data_received(b"".join(lines) + b"\r\n" + rest)
 
-    def _bound_body(self, wire: Wire) -> None:
+    def _bound_body(self) -> None:
         """Refuse a body that is mostly something else: chunk extensions, trailers without end."""
         self._body_bytes += self._read_bytes
         if self._body_bytes > 2 * self._settings.max_body_bytes + self._settings.max_header_bytes:

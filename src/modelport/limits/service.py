@@ -44,20 +44,14 @@ class Limiter:
 
         Raises: LimitExceeded (kind `requests`, `tokens` or `concurrency`; `levels` filled); StateUnavailable.
         """
-        known = self._buckets.get(caller.key_id)
-        if known is None or known[0] is not caller:
-            known = self._remember(caller)
-        return await self._take(call_id, known[1].of(tokens))
+        return await self._take(call_id, self._buckets_of(caller, tokens))
 
     async def take(self, call_id: str, caller: Caller, beside: Sequence[Bucket], *, tokens: int) -> Taken:
         """The caller's limits and then the buckets `beside` them, in one operation; whoever asks reads the answer.
 
         Raises: StateUnavailable.
         """
-        known = self._buckets.get(caller.key_id)
-        if known is None or known[0] is not caller:
-            known = self._remember(caller)
-        return await self._state.take(call_id, [*known[1].of(tokens), *beside], fence=_FENCE)
+        return await self._state.take(call_id, [*self._buckets_of(caller, tokens), *beside], fence=_FENCE)
 
     async def reserve_management(self, call_id: str, caller: Caller) -> Reservation:
         """Count one call to the management API; it needs no settling. Raises: LimitExceeded, StateUnavailable."""
@@ -85,12 +79,14 @@ class Limiter:
         """What is left of each of the caller's limits now; nothing is taken. Raises: StateUnavailable."""
         return await self._state.peek(rules.Buckets(caller).of(0))
 
-    def _remember(self, caller: Caller) -> tuple[Caller, rules.Buckets]:
+    def _buckets_of(self, caller: Caller, tokens: int) -> Sequence[Bucket]:
         """The buckets of a caller, whose limits are the same until the key ring reads it anew."""
-        if len(self._buckets) >= _MAX_CALLERS:
-            self._buckets.clear()
-        known = self._buckets[caller.key_id] = (caller, rules.Buckets(caller))
-        return known
+        known = self._buckets.get(caller.key_id)
+        if known is None or known[0] is not caller:
+            if len(self._buckets) >= _MAX_CALLERS:
+                self._buckets.clear()
+            known = self._buckets[caller.key_id] = (caller, rules.Buckets(caller))
+        return known[1].of(tokens)
 
     async def _take(self, call_id: str, buckets: Sequence[Bucket]) -> Reservation:
         taken = await self._state.take(call_id, buckets, fence=_FENCE)
