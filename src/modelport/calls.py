@@ -24,6 +24,7 @@ class Operation(enum.StrEnum):
     COMPLETION = "completion"
     EMBEDDING = "embedding"
     PREDICT = "predict"
+    INFER = "infer"
 
 
 class ModelKind(enum.StrEnum):
@@ -31,6 +32,7 @@ class ModelKind(enum.StrEnum):
     EMBEDDING = "embedding"
     IMAGE = "image"
     TABULAR = "tabular"
+    CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ class Call:
     does not know is forwarded unchanged; `request` is the typed view of what it does know (a chat, completion,
     embedding or predict request; see `modelport.requests`). Both are in OpenAI's dialect: a door of another one
     translates, and keeps what it was sent in `original`. `route` is what the caller asked of its routing, as it was
-    sent (see `modelport.routing.override`); `patience` what the route it took says about waiting.
+    sent (see `modelport.routing.override`); `patience` what the route it took says about waiting. `partial`: inputs of a
+    prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call.
     """
 
     id: str
@@ -139,6 +142,21 @@ class Call:
     route: str = ""
     patience: Patience | None = None
     cache_control: str | None = None
+    partial: bool = False
+
+
+class Tensor(msgspec.Struct, gc=False):
+    """An array as the Open Inference Protocol has it.
+
+    `data` holds the elements in row-major order, little-endian, without padding; those of datatype BYTES are each
+    preceded by their length in four bytes. An element of BOOL takes one byte.
+    Source: Open Inference Protocol V2, "Tensor Data Types" and "Binary Tensor Data Extension".
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
 
 
 class Usage(msgspec.Struct):
@@ -161,7 +179,9 @@ class Delta(msgspec.Struct, gc=False):
     `raw`: language models answer in OpenAI's own dialect as bytes, so that an answer can pass through untouched:
       either one or more complete server-sent events (`data: {…}\\n\\n`, without the final `[DONE]`), or, when
       `whole`, the complete JSON body of an answer that was not asked to stream.
-    `value`: models that predict answer with one whole delta holding a plain Python value instead.
+    `value`: models that predict answer with one whole delta holding a plain Python value instead: of a prediction a
+      list with one member for each input, which for an input that failed is its `ModelportError` (only where the call
+      is `partial`); of `Operation.INFER` a list of `Tensor`.
     `usage`: the totals so far, set whenever the backend knows them; the last one seen is what is charged. Every
       delta of a local engine carries it, so that a hang-up is charged for exactly what was produced.
     `timed`: true on deltas that carry model output (the first such delta ends the time to first token).

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from modelport.calls import Tensor
+
 MAX_CHOICES = 16
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -132,5 +134,16 @@ class PredictRequest(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] | None = None
 
 
+class InferRequest(msgspec.Struct, kw_only=True):
+    """Tensors for a model, by the names of its own inputs. `outputs` are the ones wanted; none means all.
+
+    Source: Open Inference Protocol V2, "Inference Request".
+    """
+
+    inputs: list[Tensor]
+    outputs: list[str] = []
+    parameters: dict[str, Any] = {}
+
+
 GenerationRequest = ChatRequest | CompletionRequest
-InferenceRequest = ChatRequest | CompletionRequest | EmbeddingRequest | PredictRequest
+InferenceRequest = ChatRequest | CompletionRequest | EmbeddingRequest | PredictRequest | InferRequest

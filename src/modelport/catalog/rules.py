@@ -60,6 +60,7 @@ def check_operation(model: Model, operation: Operation) -> None:
             "embedding": "/v1/embeddings",
             "image": "/v1/images/classify or /v1/predict",
             "tabular": "/v1/predict",
+            "custom": "/v1/predict",
         }
         raise BadRequest(
             f"The model {model.id!r} is of kind {model.kind.value!r} and can't answer this; call it at "
