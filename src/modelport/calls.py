@@ -120,8 +120,8 @@ class Call:
     does not know is forwarded unchanged; `request` is the typed view of what it does know (a chat, completion,
     embedding or predict request; see `modelport.requests`). Both are in OpenAI's dialect: a door of another one
     translates, and keeps what it was sent in `original`. `route` is what the caller asked of its routing, as it was
-    sent (see `modelport.routing.override`); `patience` what the route it took says about waiting. `partial`: inputs of a
-    prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call.
+    sent (see `modelport.routing.override`); `patience` what the route it took says about waiting. `partial`: the inputs
+    of a prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call.
     """
 
     id: str
