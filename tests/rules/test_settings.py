@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from modelport.catalog.configured import all_models, check_fallbacks
+from modelport.catalog.configured import all_models, check_models
 from modelport.catalog.handover import read_settings, write_settings
 from modelport.cli.settings import masked
 from modelport.settings import ModelSettings, Settings, load
@@ -126,10 +126,24 @@ def test_fallbacks_lead_to_models_that_there_are(tmp_path: Path, name: str, why:
     general = f"fallbacks = ['{name}']" if place == "fallbacks" else f"route.fallbacks.{place} = ['{name}']"
     settings = load(toml(tmp_path, f"[[models]]\nid = 'm'\nbackend = 'sandbox'\n{general}\n"))
     if why is None:
-        check_fallbacks(settings)
+        check_models(settings)
     else:
         with pytest.raises(ValueError, match=why):
-            check_fallbacks(settings)
+            check_models(settings)
+
+
+@pytest.mark.parametrize(
+    ("embedder", "why"),
+    [("nobody", "not configured"), ("iris", "does not embed"), ("all-minilm-l6-v2", None), ("sandbox", None)],
+)
+def test_questions_are_compared_by_a_model_that_embeds(tmp_path: Path, embedder: str, why: str | None) -> None:
+    semantic = f"cache = {{}}\nsemantic = {{ embedder = '{embedder}' }}"
+    settings = load(toml(tmp_path, f"[[models]]\nid = 'm'\nbackend = 'sandbox'\n{semantic}\n"))
+    if why is None:
+        check_models(settings)
+    else:
+        with pytest.raises(ValueError, match=why):
+            check_models(settings)
 
 
 @pytest.mark.parametrize("hedge", ["{}", "{ quantile = 0.9, after_s = 1 }"], ids=["neither", "both"])

@@ -13,13 +13,20 @@ def all_models(settings: Settings) -> list[ModelSettings]:
     return [*settings.models, *extra]
 
 
-def check_fallbacks(settings: Settings) -> None:
-    """Raises: ValueError when a model falls back to one that there is not, a default one included, or to itself."""
+def check_models(settings: Settings) -> None:
+    """What the rows of models say of each other.
+
+    Raises: ValueError when a model falls back to one that there is not, a default one included, or to itself; and when
+    the model that is to compare its questions does not embed.
+    """
     rows = all_models(settings)
-    known = {row.id for row in rows}
+    kinds = {row.id: "embedding" if row.backend == "sandbox" else row.kind for row in rows}
     for row in rows:
         special = row.route.fallbacks
         for name in (*row.fallbacks, *special.context, *special.content_policy, *special.rate_limit):
-            if name not in known or name == row.id:
+            if name not in kinds or name == row.id:
                 why = "is itself" if name == row.id else "is not configured"
                 raise ValueError(f"model {row.id!r} falls back to {name!r}, which {why}")
+        if row.semantic is not None and kinds.get(row.semantic.embedder) != "embedding":
+            why = "does not embed" if row.semantic.embedder in kinds else "is not configured"
+            raise ValueError(f"model {row.id!r} compares questions with {row.semantic.embedder!r}, which {why}")

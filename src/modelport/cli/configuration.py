@@ -28,7 +28,7 @@ def read(config: Path | None, **flags: Any) -> Settings:
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
-    from modelport.catalog.configured import check_fallbacks
+    from modelport.catalog.configured import check_models
     from modelport.settings import load
 
     try:
@@ -45,7 +45,7 @@ def read(config: Path | None, **flags: Any) -> Settings:
         ]
         raise WrongSettings("these settings are not valid:\n" + "\n".join(lines), exit_code=2) from error
     try:
-        check_fallbacks(settings)
+        check_models(settings)
     except ValueError as error:
         raise WrongSettings(f"these settings are not valid:\n  models: {error}", exit_code=2) from error
     return settings
