@@ -18,6 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from modelport.kit.latency import BOUNDS_US
 from modelport.kit.money import parse_usd
 
 ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,198}$")]
@@ -134,6 +135,32 @@ class CacheSettings(_Group):
     wait_s: float = Field(
         10.0, ge=0, description="How long a call waits for the same one that another instance is making; Redis only."
     )
+
+
+class SloSettings(_Group):
+    """What is promised of the calls, and counted: see `/v1/metrics` and `/v1/admin/slo`."""
+
+    latency_ms: float = Field(200.0, description="A call that takes longer is late; one of the histogram's bounds.")
+    latency_share: float = Field(0.95, gt=0, lt=1, description="The share of good calls that are not late.")
+    latency_endpoints: list[str] = Field(
+        default=["/v1/predict", "/v1/images/classify", "/v2/*"],
+        description="Where latency is promised; `*` stands for anything.",
+    )
+    error_rate: float = Field(0.001, gt=0, lt=1, description="The share of calls that may fail through our fault.")
+    availability: float = Field(
+        0.999, gt=0, lt=1, description="The share of calls that are taken (no 503 or 504), and of minutes we are up."
+    )
+    alarm_burn_rate: float = Field(
+        14.4, gt=0, description="Spent so many times too fast, over 5 minutes and an hour, a promise is logged."
+    )
+    interval_s: float = Field(10.0, gt=0, description="How often each worker adds its counts to the database.")
+
+    @field_validator("latency_ms")
+    @classmethod
+    def _is_a_bound(cls, value: float) -> float:
+        if round(value * 1000) not in BOUNDS_US:
+            raise ValueError(f"is one of {', '.join(f'{bound / 1000:g}' for bound in BOUNDS_US)}")
+        return value
 
 
 class LogSettings(_Group):
@@ -422,6 +449,7 @@ class Settings(BaseSettings):
     budgets: BudgetsSettings = BudgetsSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     cache: CacheSettings = CacheSettings()
+    slo: SloSettings = SloSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     default_models: bool = Field(True, description="Serve the models that come with the platform beside your own.")

@@ -107,6 +107,8 @@ TABLE: dict[tuple[str, str], Route] = {
     ("GET", "/v1/usage"): Route("usage:read"),
     ("GET", "/v1/requests/{call_id}"): Route("usage:read", "/v1/requests/{call}", stranger=404),
     ("GET", "/v1/admin/circuits"): Route("admin"),
+    ("GET", "/v1/admin/slo"): Route("admin"),
+    ("GET", "/v1/metrics"): Route("admin"),
     ("POST", "/v1/budgets"): Route("billing", body=BUDGET, good=201, stranger=201, bound=201),
     ("GET", "/v1/budgets"): Route("billing"),
     ("GET", "/v1/budgets/{budget_id}"): Route("billing", "/v1/budgets/{budget}", stranger=404),

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from modelport.calls import Usage
+from modelport.calls import Served, Usage
 from modelport.observe import metrics as metrics_module
+from modelport.observe.counts import CountKey
+from modelport.observe.lag import LoopLag
 from modelport.observe.metrics import Metrics
+from tests.waiting import wait_until
 
+SERVED = Served("m", "2", "onnx", "m")
 WORKER = """
-from modelport.calls import Usage
+from modelport.calls import Served, Usage
 from modelport.observe.metrics import process_metrics
+SERVED = Served("m", "2", "onnx", "m")
 metrics = process_metrics()
-metrics.call_ended("/v1/chat/completions", "m", 200, latency_us=1_500, first_token_us=400, usage=Usage(10, 2, 4))
+metrics.call_ended("/v1/chat/completions", SERVED, 200, latency_us=1_500, first_token_us=400, usage=Usage(10, 2, 4))
 metrics.calls_in_flight += 1
 print(metrics.render().decode())
 """
@@ -38,7 +44,9 @@ def test_a_call_is_counted_with_its_times_and_tokens() -> None:
     metrics = Metrics()
     for status in (200, 200, 502):
         usage = Usage(100, 20, cached_tokens=40)
-        metrics.call_ended("/v1/chat/completions", "m", status, latency_us=150_000, first_token_us=40_000, usage=usage)
+        metrics.call_ended(
+            "/v1/chat/completions", SERVED, status, latency_us=150_000, first_token_us=40_000, usage=usage
+        )
     metrics.refused("rate_limit_exceeded")
     text = metrics.render().decode()
     assert value(text, "modelport_calls_total", model="m", status="200") == 2
@@ -53,6 +61,39 @@ def test_a_call_is_counted_with_its_times_and_tokens() -> None:
     ]
     assert value(text, "modelport_refusals_total", code="rate_limit_exceeded") == 1
     assert value(text, "modelport_process_resident_bytes") > 1_000_000
+
+
+async def test_what_holds_the_event_loop_is_seen_and_what_does_not_is_not() -> None:
+    metrics = Metrics()
+    lag = LoopLag(metrics.loop_lag)
+    lag.start()
+    lags = metrics._lags
+    await wait_until(lambda: sum(lags.hits) >= 3, "the loop was asked three times")
+    busy_until = time.monotonic() + 0.3
+    while time.monotonic() < busy_until:
+        pass
+    await wait_until(lambda: sum(lags.hits) >= 5, "it was asked again")
+    lag.stop()
+    text = metrics.render().decode()
+    late = "modelport_event_loop_lag_seconds_bucket"
+    assert value(text, late, le="+Inf") - value(text, late, le="0.2") == 1
+
+
+def test_versions_are_told_apart_and_counts_are_kept_for_whoever_takes_them() -> None:
+    metrics = Metrics()
+    metrics.call_ended("/v1/predict", SERVED, 200, latency_us=900, first_token_us=None, usage=Usage())
+    metrics.hand_over()
+    metrics.keep_counts()
+    for served, latency_us in ((SERVED, 900), (SERVED._replace(version="3"), 1_500)):
+        metrics.call_ended("/v1/predict", served, 200, latency_us=latency_us, first_token_us=None, usage=Usage())
+    assert metrics.take_counts() == {
+        CountKey("call", "/v1/predict", "m", "2", "200", 0): 1,
+        CountKey("call", "/v1/predict", "m", "3", "200", 1): 1,
+    }
+    assert metrics.take_counts() == {}
+    text = metrics.render().decode()
+    assert [value(text, "modelport_version_calls_total", version=version) for version in ("2", "3")] == [2, 1]
+    assert value(text, "modelport_calls_total") == 3
 
 
 def test_labels_are_bounded_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:

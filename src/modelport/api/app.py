@@ -11,7 +11,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
 
-from modelport.api import admin, budgets, deprecations, documents, health, keys, limits, models, usage
+from modelport.api import admin, budgets, deprecations, documents, health, keys, levels, limits, models, usage
 from modelport.api.edge import Edge
 from modelport.api.failures import failure
 from modelport.api.platform import Platform
@@ -29,7 +29,7 @@ def described(public_url: str = "", retired: RouteDeprecations | None = None) ->
     rest.state.public_url = public_url
     rest.state.deprecations = retired or RouteDeprecations(())
     rest.state.hot_routes = tuple(route for route, _ in HOT)
-    for module in (models, deprecations, keys, usage, budgets, limits, admin, health, documents):
+    for module in (models, deprecations, keys, usage, budgets, limits, admin, levels, health, documents):
         rest.include_router(module.router)
     return rest
 

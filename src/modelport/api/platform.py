@@ -20,6 +20,7 @@ from modelport.metering.service import UsageService
 from modelport.observe.metrics import Metrics
 from modelport.replay.idempotency.service import Idempotency
 from modelport.settings import Settings
+from modelport.slo.service import ServiceLevels
 from modelport.state.protocol import State
 
 
@@ -49,4 +50,5 @@ class Platform:
     usage: UsageService
     idempotency: Idempotency
     metrics: Metrics
+    levels: ServiceLevels
     phase: Phase = field(default_factory=Phase)

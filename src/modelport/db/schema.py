@@ -190,3 +190,19 @@ idempotency_keys = sa.Table(
         postgresql_where=sa.text("lease_us IS NOT NULL"),
     ),
 )
+
+# Calls by the minute and the hour they ended in, for service levels; not for bills.
+service_counts = sa.Table(
+    "service_counts",
+    metadata,
+    # Seconds; 0: the row that tells when the platform first came up.
+    sa.Column("width_s", sa.Integer, primary_key=True),
+    sa.Column("slot_us", _TimeUs, primary_key=True),
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("endpoint", sa.String(200), primary_key=True),
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("outcome", sa.String(16), primary_key=True),
+    sa.Column("stretch", sa.Integer, primary_key=True),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+)

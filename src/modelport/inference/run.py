@@ -232,7 +232,7 @@ class Run:
         status = self.error.status if self.error is not None else 200
         self._corridor.metrics.call_ended(
             call.endpoint,
-            served.model,
+            served,
             status,
             latency_us=latency_us,
             # Of an answer that does not stream, the first piece is the whole.

@@ -35,6 +35,7 @@ from modelport.replay.cache.service import ResponseCache
 from modelport.replay.cache.turns import Turns
 from modelport.replay.idempotency.service import Idempotency
 from modelport.settings import Settings
+from modelport.slo.service import ServiceLevels
 from modelport.state.open import open_state
 from modelport.state.protocol import State
 
@@ -93,6 +94,8 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             cache=_cache(settings, state, Embedder(catalog, ids=ids, clock=clock), clock=clock),
             call_timeout_s=settings.server.call_timeout_s,
         )
+        levels = ServiceLevels(db, metrics=metrics, clock=clock, settings=settings.slo)
+        await _run(stack, levels)
         stack.push_async_callback(corridor.close)
         yield Platform(
             settings=settings,
@@ -112,6 +115,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             usage=UsageService(db, ledger),
             idempotency=idempotency,
             metrics=metrics,
+            levels=levels,
         )
 
 

@@ -11,6 +11,7 @@ from modelport.api.server import Server
 from modelport.catalog.handover import Seat
 from modelport.main.platform import open_platform
 from modelport.observe import logs
+from modelport.observe.lag import LoopLag
 from modelport.settings import Settings
 
 # Containers made beyond those freed before the youngest are looked through, and how many such looks make an older one.
@@ -30,7 +31,10 @@ async def serve_worker(settings: Settings, seat: Seat) -> None:
         await server.start(seat.socket)
         seat.ready()
         watching = asyncio.create_task(platform.metrics.observe_forever())
+        lag = LoopLag(platform.metrics.loop_lag)
+        lag.start()
         await seat.stop.wait()
+        lag.stop()
         watching.cancel()
         platform.phase.draining = True
         await server.stop()

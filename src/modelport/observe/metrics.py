@@ -21,7 +21,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client import multiprocess as shared
 from prometheus_client.metrics import MetricWrapperBase
 
-from modelport.calls import Usage
+from modelport.calls import Served, Usage
+from modelport.kit.latency import BOUNDS_S
+from modelport.observe.counts import CACHE, CALL, CountKey
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # Label sets in all; a platform with 1,000 models on a few endpoints stays below. Later ones count as "other".
@@ -32,9 +34,9 @@ PROCESS_INTERVAL_S = 5.0
 CALLS_INTERVAL_S = 0.5
 _OTHER = "other"
 _MICROS = 1e-6
-# From a tabular prediction's millisecond to a long answer's minutes. 0.2 is the bound of the latency objective.
-_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_LATENCY_S = BOUNDS_S
 _FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1, 2, 3, 5, 10, 30, 60, 120)
+_LAG_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
@@ -71,13 +73,12 @@ class _Tally:
 
 
 class _Calls:
-    """The calls of one endpoint and model since they were last handed to Prometheus."""
+    """The calls of one endpoint, model and version since they were last handed to Prometheus."""
 
-    __slots__ = ("cached_tokens", "first_token", "input_tokens", "latency", "output_tokens", "statuses")
+    __slots__ = ("cached_tokens", "first_token", "input_tokens", "output_tokens", "statuses")
 
     def __init__(self) -> None:
-        self.statuses: dict[int, int] = {}
-        self.latency = _Tally(_LATENCY_S)
+        self.statuses: dict[int, _Tally] = {}
         self.first_token = _Tally(_FIRST_TOKEN_S)
         self.input_tokens = self.output_tokens = self.cached_tokens = 0
 
@@ -85,7 +86,8 @@ class _Calls:
 class Metrics:
     """Every metric of one process.
 
-    Concurrency: `call_ended`, `attempted` and `render` on the event loop, the rest in any thread.
+    Concurrency: `call_ended`, `attempted`, `cached`, `take_counts`, `loop_lag` and `render` on the event loop, the rest
+    in any thread.
     """
 
     def __init__(self) -> None:
@@ -136,7 +138,13 @@ class Metrics:
             ["action"],
             registry=registry,
         )
-        self._tallies: dict[tuple[str, str], _Calls] = {}
+        self._versions = Counter(
+            "modelport_version_calls", "Inference calls that ended, by what served them.", ["model", "version"],
+            registry=registry,
+        )  # fmt: skip
+        self._tallies: dict[tuple[str, str, str], _Calls] = {}
+        # None where nobody takes them.
+        self._kept: dict[CountKey, int] | None = None
         # A plain number that the gauge is set from: it changes twice a call and is read every few seconds.
         self.calls_in_flight = 0
         self._in_flight = Gauge(
@@ -234,16 +242,36 @@ class Metrics:
             multiprocess_mode="liveall",
         )  # fmt: skip
         self._started.set(time.time())
+        self._describe_lag(registry)
+
+    def _describe_lag(self, registry: CollectorRegistry) -> None:
+        self._lag = Histogram(
+            "modelport_event_loop_lag_seconds",
+            "How late the event loop woke who was due; a millisecond of it may be its clock's.",
+            buckets=_LAG_S,
+            registry=registry,
+        )
+        self._lags = _Tally(_LAG_S)
+        self._burn_rate = Gauge(
+            "modelport_slo_burn_rate",
+            "How many times too fast a promise is spent; 1 spends it by the window's end.",
+            ["model", "endpoint", "objective", "window"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
 
     def call_ended(
-        self, endpoint: str, model: str, status: int, *, latency_us: int, first_token_us: int | None, usage: Usage
+        self, endpoint: str, served: Served, status: int, *, latency_us: int, first_token_us: int | None, usage: Usage
     ) -> None:
-        """Count one call. `model` is a configured model's id."""
-        calls = self._tallies.get((endpoint, model))
+        """Count one call. `served` is a configured model and its version."""
+        key = (endpoint, served.model, served.version)
+        calls = self._tallies.get(key)
         if calls is None:
-            calls = self._tallies[endpoint, model] = _Calls()
-        calls.statuses[status] = calls.statuses.get(status, 0) + 1
-        calls.latency.add(latency_us)
+            calls = self._tallies[key] = _Calls()
+        latency = calls.statuses.get(status)
+        if latency is None:
+            latency = calls.statuses[status] = _Tally(_LATENCY_S)
+        latency.add(latency_us)
         if first_token_us is not None:
             calls.first_token.add(first_token_us)
         calls.input_tokens += usage.input_tokens
@@ -255,13 +283,19 @@ class Metrics:
         for (upstream, outcome), count in self._attempt_counts.items():
             self._child(self._attempts, upstream or "local", outcome).inc(count)
         self._attempt_counts.clear()
-        for (endpoint, model), calls in self._tallies.items():
+        if self._lags.sum_us:
+            self._lags.hand_over(self._lag)
+        for (endpoint, model, version), calls in self._tallies.items():
             if not calls.statuses:
                 continue
-            for status, count in calls.statuses.items():
+            for status, latency in calls.statuses.items():
+                if self._kept is not None:
+                    _keep(self._kept, (CALL, endpoint, model, version, str(status)), latency.hits)
+                count = sum(latency.hits)
                 self._child(self._calls, endpoint, model, str(status)).inc(count)
+                self._child(self._versions, model, version).inc(count)
+                latency.hand_over(self._child(self._latency, endpoint, model))
             calls.statuses.clear()
-            calls.latency.hand_over(self._child(self._latency, endpoint, model))
             if calls.first_token.sum_us:
                 calls.first_token.hand_over(self._child(self._first_token, endpoint, model))
             for kind in ("input", "cached", "output"):
@@ -269,6 +303,24 @@ class Metrics:
                 if tokens:
                     self._child(self._tokens, model, kind).inc(tokens)
                     setattr(calls, f"{kind}_tokens", 0)
+
+    def keep_counts(self) -> None:
+        """From now on, keep what is counted for `take_counts` too."""
+        self._kept = {}
+
+    def take_counts(self) -> dict[CountKey, int]:
+        """The calls that were counted since the last time."""
+        self.hand_over()
+        taken, self._kept = self._kept or {}, {}
+        return taken
+
+    def loop_lag(self, us: int) -> None:
+        """Count how late the event loop was, once."""
+        self._lags.add(us)
+
+    def burn_rate(self, place: tuple[str, str, str, str], rate: float) -> None:
+        """Show how fast a promise is spent: of a model, endpoint, objective and window."""
+        self._child(self._burn_rate, *place).set(rate)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP request; `route` is a route's template, never a path."""
@@ -308,6 +360,8 @@ class Metrics:
         """Count one call to a model with a cache, by where its answer comes from."""
         self._child(self._cached, model, origin).inc()
         self._cache_bytes.set(held_bytes)
+        if self._kept is not None:
+            _keep(self._kept, (CACHE, "", model, "", origin), (1,))
 
     def queue_depth(self, model: str, waiting: int) -> None:
         """How many calls wait for the model's engine in this process."""
@@ -353,6 +407,14 @@ class Metrics:
                 return metric.labels(*(_OTHER for _ in labels))
             child = self._children[key] = metric.labels(*labels)
         return child  # type: ignore[return-value]
+
+
+def _keep(kept: dict[CountKey, int], labels: tuple[str, str, str, str, str], hits: Sequence[int]) -> None:
+    """Add the calls of each stretch."""
+    for stretch, calls in enumerate(hits):
+        if calls:
+            key = CountKey(*labels, stretch)
+            kept[key] = kept.get(key, 0) + calls
 
 
 @functools.cache
