@@ -21,8 +21,14 @@ run: setup  ## set up, then serve on 127.0.0.1:8000
 	@exec $(BIN)/modelport serve $(ARGS)
 
 test: setup $(VENV)/.stamp-test  ## set up, then run the whole suite
-	@echo "test: running the suite"
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@echo "test: running the suite, a file on each core at a time"
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/chaos
+	@echo "test: running tests/chaos, which wants the machine to itself"
+	@$(BIN)/python -m pytest tests/chaos
+endif
 
 check: setup $(VENV)/.stamp-test  ## format, lint, types, layers, sizes, banned calls, locks, generated files
 	@$(BIN)/python tools/check.py

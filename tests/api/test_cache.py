@@ -57,7 +57,7 @@ targets = [{{ upstream = "primary" }}]
 id = "similar"
 targets = [{{ upstream = "primary" }}]
 cache = {{ ttl_s = 600 }}
-semantic = {{ threshold = 0.9 }}
+semantic = {{ threshold = 0.9, embedder = "{embedder}" }}
 [[models]]
 id = "local"
 backend = "sandbox"
@@ -113,7 +113,8 @@ async def opened(
 ) -> AsyncIterator[Place]:
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(Upstream())
-        config = CONFIG.format(url=upstream.url, price=price, local="true" if local else "false")
+        embedder = "all-minilm-l6-v2" if local else "local"
+        config = CONFIG.format(url=upstream.url, price=price, local="true" if local else "false", embedder=embedder)
         server = Server(directory, config=config, workers=workers, env=env)
         await asyncio.to_thread(server.start)
         try:
