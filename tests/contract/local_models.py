@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from modelport.backends.onnx import OnnxBackend, build_onnx
 from modelport.backends.protocol import Status
-from modelport.calls import Call, Caller, Delta, ModelKind, Operation
+from modelport.calls import Call, Caller, Delta, ModelKind, Operation, Tensor
 from modelport.catalog.defaults import default_models
 from modelport.catalog.sources import prepared_dir
-from modelport.requests import EmbeddingRequest, PredictRequest
+from modelport.requests import EmbeddingRequest, InferRequest, PredictRequest
 from modelport.settings import ModelSettings
 from tests.waiting import wait_until
 
@@ -38,8 +39,13 @@ def embed(given: Any, **members: Any) -> Call:
     return _call(Operation.EMBEDDING, EmbeddingRequest(model="all-minilm-l6-v2", input=given, **members))
 
 
+def infer(*inputs: Tensor, outputs: Sequence[str] = ()) -> Call:
+    return _call(Operation.INFER, InferRequest(inputs=list(inputs), outputs=list(outputs)))
+
+
 def _call(operation: Operation, request: Any) -> Call:
-    return Call(f"req_{next(_numbers)}", CALLER, "/", operation, "the-model", request, {}, 0, 0.0, 60.0)
+    now_s = time.monotonic()
+    return Call(f"req_{next(_numbers)}", CALLER, "/", operation, "the-model", request, {}, 0, now_s, now_s + 60.0)
 
 
 async def answer(backend: OnnxBackend, call: Call) -> Delta:

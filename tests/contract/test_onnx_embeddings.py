@@ -123,5 +123,5 @@ async def test_what_has_no_vector_is_refused_by_name(given: Any, members: dict[s
         with pytest.raises(BadRequest) as refused:
             await backend.count_input(embed(given, **members), model="m")
         assert refused.value.param == param
-        with pytest.raises(BadRequest, match="kind is embedding"):
-            await answer(backend, predict("a"))
+        with pytest.raises(BadRequest, match=r"inputs\[1\] is a number"):
+            await answer(backend, predict("a", 7))

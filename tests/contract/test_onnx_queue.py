@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
-from modelport.backends.onnx.batching import Batcher
-from modelport.backends.onnx.runner import Prepared
-from modelport.calls import Call, Delta, Usage
-from modelport.errors import Internal, Overloaded, Unavailable
+from modelport.backends.batching.batcher import Batcher, Terms
+from modelport.backends.batching.work import Packing, Prepared
+from modelport.calls import Usage
+from modelport.errors import CallTimeout, Internal, Overloaded, Unavailable
 from modelport.kit.clock import SystemClock
 from tests.contract.local_models import answer, predict, serving
 from tests.waiting import wait_until
@@ -22,50 +21,38 @@ SETOSA = [5.1, 3.5, 1.4, 0.2]
 
 
 class Gate:
-    """A runner that waits at a gate before each batch and notes what it was given."""
-
-    max_batch = 4
+    """Computes by waiting at a gate before each batch, and notes what it was given. `broken` breaks whoever has it."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
-        self.batches: list[list[Any]] = []
+        self.batches: list[list[str]] = []
 
-    def is_light(self, call: Call) -> bool:
-        return True
-
-    def prepare(self, call: Call) -> Prepared:
-        return Prepared(call.request.inputs, Usage())
-
-    def joins(self, batch: Sequence[Any], row: Any) -> bool:
-        return bool(batch[0][0] == row[0])
-
-    def run(self, rows: Sequence[Any]) -> Sequence[Any]:
-        self.batches.append(list(rows))
+    def run(self, blocks: Sequence[list[str]]) -> Sequence[list[str]]:
+        self.batches.append([row for block in blocks for row in block])
         assert self.open.wait(30)
-        if "broken" in rows[0]:
+        if "broken" in self.batches[-1]:
             raise Internal("The model failed on this input.")
-        return [row.upper() for row in rows]
-
-    def render(self, call: Call, prepared: Prepared, results: Sequence[Any]) -> Delta:
-        return Delta(whole=True, value=list(results), usage=prepared.usage)
-
-    def info(self) -> dict[str, Any]:
-        return {}
+        return [[row.upper() for row in block] for block in blocks]
 
 
 class Rig:
-    """A gate with a batcher in front."""
+    """A gate with a batcher in front. Rows go together whose first letter is the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, slots: int = 1) -> None:
         self.gate = Gate()
-        self.threads = ThreadPoolExecutor(1)
-        self.batcher = Batcher(self.gate, self.threads, SystemClock())
+        self.threads = ThreadPoolExecutor(slots)
+        self.clock = SystemClock()
+        self.batcher = Batcher(self.gate.run, self.threads, self.clock, terms=Terms(Packing(4), slots))
 
-    def submit(self, *rows: str) -> asyncio.Task[Delta]:
-        call = predict(*rows)
-        return asyncio.create_task(self.batcher.submit(call, self.gate.prepare(call)))
+    def submit(self, *rows: str, tenant: str = "org_1", left_s: float = 60.0) -> asyncio.Task[list[str]]:
+        return asyncio.create_task(self._submit(list(rows), tenant, self.clock.monotonic_s() + left_s))
 
-    async def busy(self) -> asyncio.Task[Delta]:
+    async def _submit(self, rows: list[str], tenant: str, deadline_s: float) -> list[str]:
+        prepared = Prepared(rows, Usage(), lane=rows[0][0])
+        blocks = await self.batcher.submit(tenant, prepared, deadline_s=deadline_s)
+        return [row for block in blocks for row in block]
+
+    async def busy(self) -> asyncio.Task[list[str]]:
         """Start one call and return when it is being computed."""
         task = self.submit("a0")
         await wait_until(lambda: bool(self.gate.batches), "the first call is being computed")
@@ -73,7 +60,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig() -> Any:
+def rig() -> Iterator[Rig]:
     rig = Rig()
     yield rig
     rig.gate.open.set()
@@ -85,7 +72,7 @@ async def test_a_batch_grows_with_the_backlog_and_everybody_gets_their_own(rig: 
     rest = [rig.submit(f"a{number}") for number in range(1, 6)]
     await asyncio.sleep(0)
     rig.gate.open.set()
-    values = [(await task).value for task in (first, *rest)]
+    values = [await task for task in (first, *rest)]
     assert values == [[f"A{number}"] for number in range(6)]
     assert rig.gate.batches == [["a0"], ["a1", "a2", "a3", "a4"], ["a5"]]
 
@@ -106,7 +93,7 @@ async def test_a_call_with_many_rows_does_not_hold_up_the_small_ones(rig: Rig) -
     rig.gate.open.set()
     await asyncio.gather(first, large, small)
     assert [batch[0][0] for batch in rig.gate.batches] == ["a", "a", "b", "a", "a"]
-    assert (await large).value == [f"A{number}" for number in range(10)]
+    assert await large == [f"A{number}" for number in range(10)]
 
 
 async def test_what_was_given_up_is_never_computed(rig: Rig) -> None:
@@ -120,13 +107,59 @@ async def test_what_was_given_up_is_never_computed(rig: Rig) -> None:
     assert rig.gate.batches == [["a0"], ["a2"]]
 
 
-async def test_a_failure_reaches_its_batch_and_nobody_else(rig: Rig) -> None:
+async def test_a_failure_reaches_its_own_call_and_no_batch_mate(rig: Rig) -> None:
+    first = await rig.busy()
+    broken, good = rig.submit("broken", *["bad"] * 9), rig.submit("b1")
+    await asyncio.sleep(0)
     rig.gate.open.set()
-    broken, good = rig.submit("broken", *["bad"] * 9), rig.submit("a1")
     with pytest.raises(Internal):
         await broken
-    assert (await good).value == ["A1"]
-    assert sum(map(len, rig.gate.batches)) == 5
+    assert await good == ["B1"]
+    await first
+    # The rest of the broken call was not computed.
+    assert sum(map(len, rig.gate.batches)) == 1 + 4 + 1
+
+
+async def test_a_failing_batch_is_computed_anew_call_by_call(rig: Rig) -> None:
+    first = await rig.busy()
+    good, broken, better = rig.submit("b1"), rig.submit("broken"), rig.submit("b2")
+    await asyncio.sleep(0)
+    rig.gate.open.set()
+    with pytest.raises(Internal):
+        await broken
+    assert [await good, await better] == [["B1"], ["B2"]]
+    await first
+
+
+async def test_what_is_past_its_deadline_is_never_computed(rig: Rig) -> None:
+    first = await rig.busy()
+    late, kept = rig.submit("a1", left_s=0.0), rig.submit("a2")
+    await asyncio.sleep(0)
+    rig.gate.open.set()
+    with pytest.raises(CallTimeout):
+        await late
+    await asyncio.gather(first, kept)
+    assert rig.gate.batches == [["a0"], ["a2"]]
+
+
+async def test_a_flood_of_one_organization_holds_up_no_other(rig: Rig) -> None:
+    first = await rig.busy()
+    flood = [rig.submit(f"a{number}", tenant="org_flood") for number in range(20)]
+    await asyncio.sleep(0)
+    small = rig.submit("a99", tenant="org_small")
+    await asyncio.sleep(0)
+    rig.gate.open.set()
+    await asyncio.gather(first, small, *flood)
+    assert "a99" in rig.gate.batches[1]
+
+
+async def test_slots_compute_at_one_time_and_rows_come_back_in_order() -> None:
+    rig = Rig(slots=2)
+    call = rig.submit(*(f"a{number}" for number in range(10)))
+    await wait_until(lambda: len(rig.gate.batches) == 2, "both slots are at work")
+    rig.gate.open.set()
+    assert await call == [f"A{number}" for number in range(10)]
+    rig.threads.shutdown()
 
 
 async def test_closing_refuses_what_waits(rig: Rig) -> None:
@@ -136,7 +169,7 @@ async def test_closing_refuses_what_waits(rig: Rig) -> None:
     with pytest.raises(Unavailable):
         await waiting
     rig.gate.open.set()
-    assert (await first).value == ["A0"]
+    assert await first == ["A0"]
     with pytest.raises(Unavailable):
         await rig.submit("a2")
 

@@ -11,7 +11,7 @@ from modelport.settings import ModelSettings
 
 OPERATIONS: dict[ModelKind, frozenset[Operation]] = {
     ModelKind.CHAT: frozenset({Operation.CHAT, Operation.COMPLETION}),
-    ModelKind.EMBEDDING: frozenset({Operation.EMBEDDING, Operation.INFER}),
+    ModelKind.EMBEDDING: frozenset({Operation.EMBEDDING, Operation.PREDICT, Operation.INFER}),
     ModelKind.IMAGE: frozenset({Operation.PREDICT, Operation.INFER}),
     ModelKind.TABULAR: frozenset({Operation.PREDICT, Operation.INFER}),
     ModelKind.CUSTOM: frozenset({Operation.PREDICT, Operation.INFER}),

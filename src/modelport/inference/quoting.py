@@ -22,13 +22,22 @@ def quote(
     `exact` says whether `input_tokens` is a count or an estimate; `output_tokens` bounds each choice.
     """
     inputs = input_tokens if exact else _ESTIMATE * input_tokens
-    images = len(call.request.inputs) if call.operation is Operation.PREDICT else 0
+    images = _images(call)
     longest_us = round((call.deadline_s - call.started_s) * _MILLION)
     share = _WHOLE_BASIS_POINTS - call.caller.discount_basis_points
     rates = tuple(
         _rate(price, input_tokens=inputs, images=images, longest_us=longest_us, share=share) for price in prices
     )
     return Quote(rates, output_tokens, choices(call))
+
+
+def _images(call: Call) -> int:
+    """As many as the call may be charged for: inputs, or rows of a tensor."""
+    if call.operation is Operation.PREDICT:
+        return len(call.request.inputs)
+    if call.operation is Operation.INFER:
+        return max([0, *(tensor.shape[0] for tensor in call.request.inputs if tensor.shape)])
+    return 0
 
 
 def _rate(price: Price | None, *, input_tokens: int, images: int, longest_us: int, share: int) -> Rate:

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modelport.backends.onnx.batching import Batcher
-from modelport.backends.onnx.options import OnnxOptions, UnusableModel, read_options
-from modelport.backends.onnx.runner import Prepared, Runner
+from modelport.backends.batching.batcher import Batcher, Terms
+from modelport.backends.batching.work import Prepared, Runner
+from modelport.backends.onnx.options import OnnxOptions, UnusableModel
 from modelport.backends.protocol import Health, Status
 from modelport.calls import Call, Delta, ModelKind, Operation
 from modelport.errors import BadRequest, ModelLoading, Overloaded, Unavailable
 from modelport.kit.clock import Clock, SystemClock
 from modelport.settings import ModelSettings, VersionSettings
 
-if TYPE_CHECKING:
-    from modelport.backends.onnx.engine import Engine
-
-# Threads that decode pictures and tokenise, beside the one that runs the model.
+# Threads that decode pictures and tokenise, beside those that run the model.
 _PREPARE_THREADS = 2
 # Calls that were counted for the reservation and have not come to be run yet: their tokens are kept.
 _COUNTED_CALLS = 1024
 _LONGEST_RETRY_S = 30.0
 _SHORTEST_RETRY_S = 0.1
+# Within what time an answer is of use, where the configuration says nothing: far more than a call takes by itself.
+_SLO_S = {ModelKind.TABULAR: 1.0, ModelKind.IMAGE: 1.0, ModelKind.EMBEDDING: 2.0}
 
 
 class OnnxBackend:
     """Loads a file in the background and answers calls with it.
 
     `configured` are layers of options, later ones winning. Nothing blocks the event loop: pictures are decoded, texts
-    tokenised and models run in threads of this backend's own.
+    tokenised and models run in threads of this backend's own, except for what takes less than a thread does.
     """
 
     kind = "onnx"
@@ -56,7 +53,7 @@ class OnnxBackend:
         self._loading: asyncio.Task[None] | None = None
         self._runner: Runner | None = None
         self._batcher: Batcher | None = None
-        self._run_thread = ThreadPoolExecutor(1, "onnx-run")
+        self._run_threads: ThreadPoolExecutor | None = None
         self._prepare_threads = ThreadPoolExecutor(_PREPARE_THREADS, "onnx-prepare")
         self._limit = OnnxOptions().queue
         self._inside = 0
@@ -71,9 +68,11 @@ class OnnxBackend:
             self._loading.cancel()
         if self._batcher is not None:
             self._batcher.close()
-        for threads in (self._prepare_threads, self._run_thread):
-            threads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._run_thread.shutdown)
+        # What is being computed ends in its own time.
+        self._prepare_threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._prepare_threads.shutdown)
+        if self._run_threads is not None:
+            await asyncio.to_thread(self._run_threads.shutdown)
         self._runner = self._batcher = None
         self._health = Health(Status.FAILED, "The model is shut down.")
 
@@ -82,12 +81,18 @@ class OnnxBackend:
 
     def info(self) -> dict[str, Any]:
         """Facts about the loaded model for `/v1/models/{id}`; empty while it is not loaded."""
-        return self._runner.info() if self._runner is not None else {}
+        if self._runner is None or self._batcher is None:
+            return {}
+        return self._runner.info() | {"batching": self._batcher.told()}
 
     async def count_input(self, call: Call, *, model: str) -> int:
-        if call.operation is not Operation.EMBEDDING:
+        if self._model_kind is not ModelKind.EMBEDDING:
             return 0
-        prepared = await self._prepare(self._ready(call)[0], call)
+        runner, batcher = self._ready(call)
+        if not runner.is_light(call):
+            # Tokenising takes longer than it takes to see that there is no time for the call.
+            batcher.admit(call.caller.organization_id, runner.weigh(call), deadline_s=call.deadline_s)
+        prepared = await self._prepare(runner, call)
         self._counted[call.id] = prepared
         while len(self._counted) > _COUNTED_CALLS:
             self._counted.popitem(last=False)
@@ -96,11 +101,20 @@ class OnnxBackend:
     async def stream(self, call: Call, *, model: str, max_output_tokens: int | None) -> AsyncGenerator[Delta]:
         runner, batcher = self._ready(call)
         if self._inside >= self._limit:
-            raise self._overloaded(batcher)
+            raise self._overloaded(call, batcher)
+        tenant, cost = call.caller.organization_id, runner.weigh(call)
+        batcher.admit(tenant, cost, deadline_s=call.deadline_s)
         self._inside += 1
         try:
-            prepared = self._counted.pop(call.id, None) or await self._prepare(runner, call)
-            answer = await batcher.submit(call, prepared)
+            prepared = self._counted.pop(call.id, None)
+            if prepared is None:
+                batcher.announce(tenant, cost)
+                try:
+                    prepared = await self._prepare(runner, call)
+                finally:
+                    batcher.announce(tenant, -cost)
+            results = await batcher.submit(tenant, prepared, deadline_s=call.deadline_s)
+            answer = await self._render(runner, call, prepared, results)
         finally:
             self._inside -= 1
         yield answer
@@ -113,13 +127,15 @@ class OnnxBackend:
                 f"The model {call.model!r} could not be loaded; its operator can see why.",
                 internal=self._health.detail,
             )
-        wanted = Operation.EMBEDDING if self._model_kind is ModelKind.EMBEDDING else Operation.PREDICT
-        if call.operation is not wanted:
+        operation = call.operation
+        embeds = operation is Operation.EMBEDDING and self._model_kind is ModelKind.EMBEDDING
+        if operation is not Operation.PREDICT and operation is not Operation.INFER and not embeds:
             raise BadRequest(f"The model {call.model!r} can't do this: its kind is {self._model_kind}.", param="model")
         return self._runner, self._batcher
 
-    def _overloaded(self, batcher: Batcher) -> Overloaded:
-        wait_s = min(max(batcher.backlog_s(), _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
+    def _overloaded(self, call: Call, batcher: Batcher) -> Overloaded:
+        outlook = batcher.outlook(call.caller.organization_id, 1, self._clock.monotonic_s())
+        wait_s = min(max(outlook.wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
         return Overloaded(f"{self._limit} calls are waiting for this model already.", retry_after_s=round(wait_s, 2))
 
     async def _prepare(self, runner: Runner, call: Call) -> Prepared:
@@ -127,9 +143,16 @@ class OnnxBackend:
             return runner.prepare(call)
         return await asyncio.get_running_loop().run_in_executor(self._prepare_threads, runner.prepare, call)
 
+    async def _render(self, runner: Runner, call: Call, prepared: Prepared, results: list[Any]) -> Delta:
+        if not prepared.heavy:
+            return runner.render(call, prepared, results)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._prepare_threads, runner.render, call, prepared, results)
+
     async def _load(self) -> None:
-        build = functools.partial(load_runner, self._path, self._model_kind, self._configured)
-        loaded = asyncio.get_running_loop().run_in_executor(self._run_thread, build)
+        loaded = asyncio.get_running_loop().run_in_executor(
+            self._prepare_threads, _open, self._path, self._model_kind, self._configured
+        )
         await asyncio.wait({loaded})
         # A bad file may break the engine or a library in ways of its own; it must not look as if it were loading.
         error = loaded.exception()
@@ -137,10 +160,13 @@ class OnnxBackend:
             known = isinstance(error, UnusableModel)
             self._health = Health(Status.FAILED, str(error) if known else f"{self._path.name}: {error!r}")
             return
-        runner, options = loaded.result()
+        runner, options, slots = loaded.result()
         self._limit = options.queue
+        self._run_threads = ThreadPoolExecutor(slots, "onnx-run")
+        slo_s = options.slo_ms / 1000 if options.slo_ms else _SLO_S.get(self._model_kind, 1.0)
+        terms = Terms(runner.packing, slots, slo_s)
         self._runner = runner
-        self._batcher = Batcher(runner, self._run_thread, self._clock)
+        self._batcher = Batcher(runner.run, self._run_threads, self._clock, terms=terms)
         self._health = Health(Status.READY)
 
 
@@ -152,43 +178,13 @@ def build_onnx(
     return OnnxBackend(path, ModelKind(model.kind), configured=layers, clock=clock)
 
 
-def load_runner(
+def _open(
     path: Path, model_kind: ModelKind, configured: tuple[Mapping[str, Any], ...]
-) -> tuple[Runner, OnnxOptions]:
-    """Open a file and warm it up. Blocks. Raises: UnusableModel."""
+) -> tuple[Runner, OnnxOptions, int]:
+    """In a thread: the model, its options and the slots that there are cores for. Raises: UnusableModel."""
     # The engine and its companions take about 0.2 s to import: only a process that has such a model pays for it.
-    from modelport.backends.onnx.engine import open_engine
+    from modelport.backends.onnx.engine import slots_within
+    from modelport.backends.onnx.served import open_model
 
-    threads = read_options({}, *configured).threads
-    engine = open_engine(path, threads=threads)
-    options = read_options(engine.metadata, *configured)
-    # Building a runner runs the model once, which warms it up.
-    return _runner(engine, model_kind, options), options
-
-
-def _runner(engine: Engine, model_kind: ModelKind, options: OnnxOptions) -> Runner:
-    if model_kind is ModelKind.EMBEDDING:
-        from modelport.backends.onnx.embeddings import EmbeddingRunner
-
-        return EmbeddingRunner(engine, options)
-    if model_kind is ModelKind.IMAGE:
-        from modelport.backends.onnx.images import ImageRunner
-
-        return ImageRunner(engine, options, read_labels(options.labels))
-    if model_kind is ModelKind.TABULAR:
-        from modelport.backends.onnx.tabular import TabularRunner
-
-        return TabularRunner(engine, options, read_labels(options.labels))
-    raise UnusableModel(f"the onnx backend serves images, embeddings and tabular data, not {model_kind}")
-
-
-def read_labels(labels: list[str] | str) -> list[str]:
-    """Labels from the configuration: a list, or a file with a JSON list or one label in a line."""
-    if isinstance(labels, list):
-        return labels
-    try:
-        text = Path(labels).expanduser().read_text(encoding="utf-8")
-        found = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise UnusableModel(f"the labels can't be read from {labels}") from error
-    return [str(label) for label in found]
+    runner, options = open_model(path, model_kind, configured)
+    return runner, options, slots_within(options.slots, options.threads)

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from modelport.backends.onnx.engine import Array, Engine
+from modelport.backends.batching.work import Packing, Prepared
+from modelport.backends.onnx.engine import Array, Engine, split
 from modelport.backends.onnx.options import OnnxOptions, UnusableModel
-from modelport.backends.onnx.runner import Prepared, check_count
-from modelport.calls import Call, Delta, Usage
-from modelport.errors import BadRequest
+from modelport.backends.onnx.runner import check_count, check_options, each_input, shown, with_failed
+from modelport.calls import Call, Delta, Operation, Usage
+from modelport.errors import BadRequest, ModelportError
 
 _MAX_INPUTS = 2048
 _MAX_BATCH = 32
@@ -27,6 +28,10 @@ _MAX_BATCH_TOKENS = 4096
 _CHARACTERS_A_TOKEN = 100
 # Tokenising takes about 0.1 ms for so many characters.
 _LIGHT_CHARACTERS = 500
+# Writing one vector takes about 0.1 ms.
+_LIGHT_ANSWERS = 4
+# For a guess at the tokens of a text; languages differ.
+_CHARACTERS_OF_A_WORD = 4
 _DECIMALS = 9
 _encode = msgspec.json.Encoder().encode
 
@@ -52,30 +57,36 @@ class EmbeddingRunner:
         self._tokenizer.enable_truncation(options.max_tokens)
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._before, self._after = _frame(self._tokenizer)
-        self._width = int(np.size(self.run([[*self._before, *self._after]])[0]))
-        self.max_batch = options.max_batch or _MAX_BATCH
+        self._width = int(np.size(self.run([[[*self._before, *self._after]]])[0]))
+        self.packing = Packing(options.max_batch or _MAX_BATCH, _MAX_BATCH_TOKENS)
+
+    def weigh(self, call: Call) -> int:
+        given = call.request.inputs if call.operation is Operation.PREDICT else call.request.input
+        if isinstance(given, str) or (given and isinstance(given[0], int)):
+            given = [given]
+        most = self._options.max_tokens
+        return sum(
+            min(1 + len(value) // _CHARACTERS_OF_A_WORD, most) if hasattr(value, "__len__") else 1 for value in given
+        )
 
     def is_light(self, call: Call) -> bool:
-        given = call.request.input
+        given = call.request.inputs if call.operation is Operation.PREDICT else call.request.input
+        if isinstance(given, list) and len(given) == 1:
+            given = given[0]
         return isinstance(given, str) and len(given) <= _LIGHT_CHARACTERS
 
     def prepare(self, call: Call) -> Prepared:
+        if call.operation is Operation.PREDICT:
+            return self._prepare_prediction(call)
         dimensions = call.request.dimensions
         if dimensions not in (None, self._width):
             raise BadRequest(
                 f"The model's vectors have {self._width} dimensions and can't be shortened.", param="dimensions"
             )
-        rows = self._rows(call.request.input)
-        places = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        return Prepared([rows[place] for place in places], Usage(input_tokens=sum(map(len, rows))), _Order(places))
+        return self._sorted(self._rows(call.request.input), {})
 
-    def joins(self, batch: Sequence[list[int]], row: list[int]) -> bool:
-        lengths = [*map(len, batch), len(row)]
-        padded = max(lengths) * len(lengths)
-        # Up to a quarter of padding costs less than another run.
-        return padded <= _MAX_BATCH_TOKENS and padded * 3 <= sum(lengths) * 4 + 64
-
-    def run(self, rows: Sequence[list[int]]) -> Sequence[NDArray[np.float32]]:
+    def run(self, blocks: Sequence[Sequence[list[int]]]) -> Sequence[Array]:
+        rows = [row for block in blocks for row in block]
         ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
         mask = np.zeros_like(ids)
         for index, row in enumerate(rows):
@@ -85,13 +96,20 @@ class EmbeddingRunner:
         (vectors,) = self._engine.run([self._output.name], {name: feeds[name] for name in self._names})
         if vectors.ndim == 3:
             vectors = self._pooled(vectors, mask)
-        return list(np.asarray(vectors, np.float32))
+        return split(np.asarray(vectors, np.float32), blocks)
 
-    def render(self, call: Call, prepared: Prepared, results: Sequence[NDArray[np.float32]]) -> Delta:
+    def render(self, call: Call, prepared: Prepared, results: Sequence[Array]) -> Delta:
+        ordered: list[Any] = [None] * len(prepared.rows)
+        for place, vector in zip(prepared.context.places, (row for block in results for row in block), strict=True):
+            ordered[place] = vector
+        if call.operation is Operation.PREDICT:
+            value = with_failed([_as_list(vector) for vector in ordered], prepared.failed)
+            return Delta(whole=True, value=value, usage=prepared.usage)
         rendered = _as_base64 if call.request.encoding_format == "base64" else _as_list
-        data: list[Any] = [None] * len(results)
-        for place, vector in zip(prepared.context.places, results, strict=True):
-            data[place] = {"object": "embedding", "index": place, "embedding": rendered(vector)}
+        data = [
+            {"object": "embedding", "index": place, "embedding": rendered(vector)}
+            for place, vector in enumerate(ordered)
+        ]
         tokens = prepared.usage.input_tokens
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         body = {"object": "list", "data": data, "model": call.model, "usage": usage}
@@ -109,6 +127,27 @@ class EmbeddingRunner:
                 "maxItems": self._width,
             },
         }
+
+    def _prepare_prediction(self, call: Call) -> Prepared:
+        check_options(call.request.options, frozenset())
+        inputs = call.request.inputs
+        check_count(inputs, self._options.max_inputs or _MAX_INPUTS, param="inputs")
+        texts, failed = each_input(call, inputs, _text)
+        return self._sorted(self._tokenised(texts), failed)
+
+    def _sorted(self, rows: list[list[int]], failed: dict[int, ModelportError]) -> Prepared:
+        places = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        ordered = [rows[place] for place in places]
+        sizes = list(map(len, ordered))
+        return Prepared(
+            ordered,
+            Usage(input_tokens=sum(sizes)),
+            _Order(places),
+            sizes=sizes,
+            lane="texts",
+            failed=failed,
+            heavy=len(rows) > _LIGHT_ANSWERS,
+        )
 
     def _rows(self, given: str | list[Any]) -> list[list[int]]:
         if isinstance(given, str):
@@ -152,6 +191,13 @@ class EmbeddingRunner:
             vectors = (states * weights).sum(axis=1) / weights.sum(axis=1)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(lengths, 1e-12))
+
+
+def _text(value: Any, param: str) -> str:
+    if not isinstance(value, str) or not value:
+        found = "is an empty text" if value == "" else f"is {shown(value)}"
+        raise BadRequest(f"{param} {found}: send a text.", param=param)
+    return value
 
 
 def _tokenizer(text: str) -> Tokenizer:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,11 @@ class Engine:
             raise Internal("The model failed on this input.", internal=str(error)) from error
 
 
-def open_engine(path: Path, *, threads: int | None) -> Engine:
-    """Check and load a file. Blocks. Raises: UnusableModel."""
+def open_engine(path: Path, *, threads: int | None, slots: int = 1) -> Engine:
+    """Check and load a file, which `slots` threads will run at one time. Blocks. Raises: UnusableModel."""
     check_file(path)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or default_threads()
+    options.intra_op_num_threads = threads or default_threads(slots)
     options.inter_op_num_threads = 1
     options.log_severity_level = _SEVERITY_ERROR
     # Threads that spin between two calls would take the gateway's core.
@@ -76,16 +77,33 @@ def open_engine(path: Path, *, threads: int | None) -> Engine:
     return Engine(session)
 
 
-def default_threads() -> int:
-    """The cores that this process may use, up to the number that still helps."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(available, _MOST_THREADS))
+def default_threads(slots: int = 1) -> int:
+    """Each slot's share of the cores, up to the number that still helps."""
+    return max(1, min(available_cores() // slots, _MOST_THREADS))
+
+
+def slots_within(slots: int, threads: int | None) -> int:
+    """As many of the slots as there are cores for; one always."""
+    return max(1, min(slots, available_cores() // (threads or 1)))
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def softmax(logits: Array) -> Array:
     """Probabilities along the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def split(rows: Array, blocks: Sequence[Sized]) -> list[Array]:
+    """The rows that belong to each block, in order, as views."""
+    if len(blocks) == 1:
+        return [rows]
+    ends = list(itertools.accumulate(map(len, blocks)))
+    return [rows[end - len(block) : end] for block, end in zip(blocks, ends, strict=True)]
 
 
 _DTYPES = {"float": "float32", "double": "float64"}

@@ -26,6 +26,9 @@ class OnnxOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     queue: _Positive = 256  # Calls inside at one time; more get 503.
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None  # Inputs computed together.
     max_inputs: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None  # Inputs in one call.
+    max_elements: _Positive = 16_777_216  # Elements of the tensors of one call, in all.
+    slots: _Positive = 1  # Batches computed at one time; slots × threads are kept within the cores.
+    slo_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None  # Calls that would take longer are refused with 503.
 
     # Images and tabular data. `labels`: a list, or the path of a JSON list or of a text file with one in a line.
     labels: list[str] | str = msgspec.field(default_factory=list)

@@ -1,55 +1,41 @@
-"""What each kind of model brings: how a call becomes rows, rows become results, and results an answer."""
+"""What the kinds of models share: checks of what a call asks, and inputs that fail one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from modelport.calls import Call, Delta, Usage
-from modelport.errors import BadRequest
+from modelport.calls import Call
+from modelport.errors import BadRequest, ModelportError
 
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A call that is ready to be computed: one row for each input, what it costs, and what `render` will need."""
-
-    rows: Sequence[Any]
-    usage: Usage
-    context: Any = None
+Row = TypeVar("Row")
 
 
-class Runner(Protocol):
-    """A loaded model of one kind. All methods but `is_light` and `info` may block and run in threads."""
+def each_input(
+    call: Call, inputs: Sequence[Any], prepare: Callable[[Any, str], Row], *, param: str = "inputs"
+) -> tuple[list[Row], dict[int, ModelportError]]:
+    """Every input's row, and of a partial call the errors of those that have none, by their place.
 
-    @property
-    def max_batch(self) -> int:
-        """The most rows that are computed together."""
-        ...
+    Raises: BadRequest of the first that fails, where the call is not partial.
+    """
+    rows: list[Row] = []
+    failed: dict[int, ModelportError] = {}
+    for index, value in enumerate(inputs):
+        try:
+            rows.append(prepare(value, f"{param}[{index}]"))
+        except BadRequest as error:
+            if not call.partial:
+                raise
+            failed[index] = error
+    return rows, failed
 
-    def is_light(self, call: Call) -> bool:
-        """Whether `prepare` takes so little (well below a millisecond) that a thread would cost more."""
-        ...
 
-    def prepare(self, call: Call) -> Prepared:
-        """Check and decode the inputs. Raises: BadRequest that names the input."""
-        ...
-
-    def joins(self, batch: Sequence[Any], row: Any) -> bool:
-        """Whether computing `row` together with these is no waste."""
-        ...
-
-    def run(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """One result for each row. Raises: Internal."""
-        ...
-
-    def render(self, call: Call, prepared: Prepared, results: Sequence[Any]) -> Delta:
-        """The whole answer."""
-        ...
-
-    def info(self) -> dict[str, Any]:
-        """Facts for `/v1/models/{id}`: number of labels, schemas of inputs and outputs."""
-        ...
+def with_failed(values: Sequence[Any], failed: Mapping[int, ModelportError]) -> list[Any]:
+    """One member for each input: its value, or its error."""
+    if not failed:
+        return list(values)
+    good = iter(values)
+    return [failed[place] if place in failed else next(good) for place in range(len(values) + len(failed))]
 
 
 def check_count(inputs: Sequence[Any], most: int, *, param: str) -> None:

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from modelport.backends.onnx.engine import Engine, softmax
+from modelport.backends.batching.work import Packing, Prepared
+from modelport.backends.onnx.engine import Array, Engine, softmax, split
 from modelport.backends.onnx.options import OnnxOptions, UnusableModel
-from modelport.backends.onnx.runner import Prepared, check_count, check_options, shown
+from modelport.backends.onnx.runner import check_count, check_options, each_input, shown, with_failed
 from modelport.calls import Call, Delta, Usage
-from modelport.errors import BadRequest
+from modelport.errors import BadRequest, ModelportError
 
 _MAX_INPUTS = 2048
 _MAX_BATCH = 256
 # Checking this many numbers takes about 0.1 ms.
 _LIGHT_NUMBERS = 1_000
+_NUMBERS = frozenset({int, float})
+# Models compute in single precision, where anything larger is infinite.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class TabularRunner:
@@ -38,11 +41,14 @@ class TabularRunner:
         if len(self._features) != declared:
             raise UnusableModel(f"the model takes {declared} features, but {len(self._features)} are named")
         self._output = _scores(engine)
-        width = np.size(self.run([[0.0] * declared])[0])
+        width = np.size(self.run([np.zeros((1, declared))])[0])
         self._labels = labels or ([] if options.output == "value" or width == 1 else [str(i) for i in range(width)])
         if self._labels and len(self._labels) != width:
             raise UnusableModel(f"the model tells {width} classes apart, but there are {len(self._labels)} labels")
-        self.max_batch = options.max_batch or _MAX_BATCH
+        self.packing = Packing(options.max_batch or _MAX_BATCH)
+
+    def weigh(self, call: Call) -> int:
+        return len(call.request.inputs)
 
     def is_light(self, call: Call) -> bool:
         return len(call.request.inputs) * len(self._features) <= _LIGHT_NUMBERS
@@ -51,18 +57,24 @@ class TabularRunner:
         check_options(call.request.options, frozenset())
         inputs = call.request.inputs
         check_count(inputs, self._options.max_inputs or _MAX_INPUTS, param="inputs")
-        return Prepared([self._row(value, f"inputs[{index}]") for index, value in enumerate(inputs)], Usage())
+        failed: dict[int, ModelportError] = {}
+        rows = self._plain(inputs)
+        if rows is None:
+            listed, failed = each_input(call, inputs, self._row)
+            rows = np.array(listed, np.float64).reshape(len(listed), len(self._features))
+        return Prepared(rows, Usage(), failed=failed, heavy=not self.is_light(call))
 
-    def joins(self, batch: Sequence[Any], row: Any) -> bool:
-        return True
-
-    def run(self, rows: Sequence[list[float]]) -> Sequence[NDArray[Any]]:
-        (scores,) = self._engine.run([self._output], {self._input.name: np.array(rows, self._input.dtype)})
+    def run(self, blocks: Sequence[Array]) -> Sequence[Array]:
+        rows = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        (scores,) = self._engine.run([self._output], {self._input.name: rows.astype(self._input.dtype)})
         flat = scores.reshape(len(rows), -1)
-        return list(softmax(flat) if self._options.output == "logits" and flat.shape[1] > 1 else flat)
+        if self._options.output == "logits" and flat.shape[1] > 1:
+            flat = softmax(flat)
+        return split(flat, blocks)
 
-    def render(self, call: Call, prepared: Prepared, results: Sequence[NDArray[Any]]) -> Delta:
-        return Delta(whole=True, value=[self._prediction(row) for row in results], usage=prepared.usage)
+    def render(self, call: Call, prepared: Prepared, results: Sequence[Array]) -> Delta:
+        value = [self._prediction(row) for block in results for row in block.tolist()]
+        return Delta(whole=True, value=with_failed(value, prepared.failed), usage=prepared.usage)
 
     def info(self) -> dict[str, Any]:
         number = {"type": "number"}
@@ -96,6 +108,18 @@ class TabularRunner:
             "required": ["label", "index", "probabilities"],
         }
 
+    def _plain(self, inputs: Sequence[Any]) -> Array | None:
+        """All rows at once, where each is a list of as many usual numbers as the model takes; else None."""
+        count = len(self._features)
+        for value in inputs:
+            if type(value) is not list or len(value) != count or not _NUMBERS.issuperset(map(type, value)):
+                return None
+        try:
+            rows = np.array(inputs, np.float64)
+        except OverflowError:
+            return None
+        return rows if bool((np.abs(rows) <= _LARGEST).all()) else None
+
     def _row(self, value: Any, param: str) -> list[float]:
         if isinstance(value, dict):
             value = self._in_order(value, param)
@@ -116,8 +140,7 @@ class TabularRunner:
     def _number(self, item: Any, index: int, param: str) -> float:
         if isinstance(item, bool) or not isinstance(item, int | float):
             raise self._wrong(f"{self._features[index]} is {shown(item)}", param)
-        # The model computes in single precision, where anything larger is infinite.
-        if not math.isfinite(item) or abs(item) > float(np.finfo(np.float32).max):
+        if not math.isfinite(item) or abs(item) > _LARGEST:
             raise self._wrong(f"{self._features[index]} is not a finite number", param)
         return float(item)
 
@@ -128,11 +151,11 @@ class TabularRunner:
             param=param,
         )
 
-    def _prediction(self, scores: NDArray[Any]) -> dict[str, Any]:
-        values = [round(float(value), 6) for value in scores]
+    def _prediction(self, scores: list[float]) -> dict[str, Any]:
+        values = [round(value, 6) for value in scores]
         if not self._labels:
             return {"value": values[0] if len(values) == 1 else values}
-        index = int(np.argmax(scores))
+        index = scores.index(max(scores))
         return {
             "label": self._labels[index],
             "index": index,
