@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelport.budgets.quote import Quote, Rate
-from modelport.calls import Call, Operation
+from modelport.calls import Call, Operation, Tensor
 from modelport.metering.model import Price
 
 _MILLION = 1_000_000
@@ -36,7 +36,8 @@ def _images(call: Call) -> int:
     if call.operation is Operation.PREDICT:
         return len(call.request.inputs)
     if call.operation is Operation.INFER:
-        return max([0, *(tensor.shape[0] for tensor in call.request.inputs if tensor.shape)])
+        tensors: list[Tensor] = call.request.inputs
+        return max([0, *(tensor.shape[0] for tensor in tensors if tensor.shape)])
     return 0
 
 
