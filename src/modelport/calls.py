@@ -6,7 +6,7 @@ These are the only types that every layer from the doors to the backends shares.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -112,6 +112,21 @@ class Patience(NamedTuple):
     total_s: float | None = None
 
 
+class Relay:
+    """A short cut for the pieces of a stream that has begun: a backend that can hands them to `put` as they arrive,
+    and nobody's task is woken for each.
+
+    `put` takes a piece, or returns false while the client has to catch up: that piece, and whatever ends the answer,
+    the backend yields as ever. `count` is set by the backend, and tells the usage so far.
+    """
+
+    __slots__ = ("count", "put")
+
+    def __init__(self, put: Callable[[bytes], bool]) -> None:
+        self.put = put
+        self.count: Callable[[], Usage] | None = None
+
+
 @dataclass(slots=True)
 class Call:
     """One request.
@@ -121,7 +136,8 @@ class Call:
     embedding or predict request; see `modelport.requests`). Both are in OpenAI's dialect: a door of another one
     translates, and keeps what it was sent in `original`. `route` is what the caller asked of its routing, as it was
     sent (see `modelport.routing.override`); `patience` what the route it took says about waiting. `partial`: the inputs
-    of a prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call.
+    of a prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call. `relay` is
+    there once output has begun to flow to a door that can take it from anywhere.
     """
 
     id: str
@@ -143,6 +159,7 @@ class Call:
     patience: Patience | None = None
     cache_control: str | None = None
     partial: bool = False
+    relay: Relay | None = None
 
 
 class Tensor(msgspec.Struct, gc=False):

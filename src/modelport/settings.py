@@ -46,6 +46,13 @@ class ServerSettings(_Group):
     call_timeout_s: float = Field(600.0, gt=0, description="The deadline of a call that sets none of its own.")
     keep_alive_s: float = Field(75.0, gt=0, description="How long an idle connection is kept.")
     stream_keep_alive_s: float = Field(15.0, gt=0, description="A comment is sent after this much silence in a stream.")
+    stream_gather_s: float = Field(
+        0.005,
+        ge=0,
+        le=0.1,
+        description="While a worker is short of processor time, pieces of one stream that come within up to this time "
+        "of each other leave together; 0 passes each on at once.",
+    )
     drain_s: float = Field(30.0, ge=0, description="How long SIGTERM waits for calls in flight.")
     max_connections: int = Field(4096, ge=1, description="Open connections per worker; more are answered 503.")
     gzip_min_bytes: int = Field(1400, ge=0, description="Answers from this size on are compressed where accepted.")

@@ -10,6 +10,7 @@ import pytest
 
 from modelport.backends.transport import HttpPool, Response, Timeouts, header_block
 from modelport.errors import Overloaded, UpstreamFailed
+from modelport.kit.gathering import gathering_of
 from tests.upstream import Line, Received, Upstream, chunk, drop, hang, head, json_answer, raw, then, wait_for
 from tests.waiting import wait_until
 
@@ -96,6 +97,63 @@ async def test_pieces_are_handed_out_as_they_come() -> None:
         assert await response.receive() == b""
         assert pool.idle_connections == 1
         await pool.aclose()
+
+
+async def test_a_flow_hands_pieces_to_its_consumer_until_it_has_enough() -> None:
+    """What the consumer did not get, `receive` has: nothing is lost and nothing comes twice."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    got: list[bytes] = []
+
+    def consume(data: bytes) -> bool:
+        got.append(data)
+        return len(got) < 2
+
+    async with Upstream() as upstream:
+        begun = raw(head(transfer_encoding="chunked") + chunk(b"one"))
+        rest = raw(chunk(b"two"))
+        upstream.plan(then(begun, wait_for(gates[0]), rest, wait_for(gates[1]), raw(chunk(b"three") + b"0\r\n\r\n")))
+        pool = pool_for(upstream)
+        response = await post(pool)
+        assert await response.receive() == b"one"
+        assert response.idle
+        flowing = asyncio.create_task(response.flow(consume))
+        gates[0].set()
+        await wait_until(lambda: got == [b"two"], "the consumer has the piece")
+        assert not flowing.done()
+        gates[1].set()
+        await flowing
+        assert b"".join(got) + await response.receive() == b"twothree"
+        assert await response.receive() == b""
+        await pool.aclose()
+
+
+async def test_a_flow_under_pressure_passes_on_everything_in_order() -> None:
+    """While the loop is short of time pieces wait for each other; a cancelled flow leaves nothing behind."""
+    gathering = gathering_of(asyncio.get_running_loop())
+    gathering.most_s = gathering.window_s = 0.01
+    got = bytearray()
+
+    def consume(data: bytes) -> bool:
+        got.extend(data)
+        return True
+
+    words = [b"%03d " % number for number in range(200)]
+    body = raw(head(transfer_encoding="chunked") + chunk(b"begin")), *(raw(chunk(word)) for word in words)
+    try:
+        async with Upstream() as upstream:
+            upstream.plan(then(*body, raw(b"0\r\n\r\n")))
+            pool = pool_for(upstream)
+            response = await post(pool)
+            first = await response.receive()
+            if response.idle:
+                await response.flow(consume)
+            while rest := await response.receive():
+                got.extend(rest)
+            assert first + bytes(got) == b"begin" + b"".join(words)
+            await wait_until(lambda: not response.held, "nothing is held back")
+            await pool.aclose()
+    finally:
+        gathering.most_s = gathering.window_s = 0.0
 
 
 async def test_interim_answers_are_passed_over() -> None:

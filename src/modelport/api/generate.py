@@ -10,7 +10,7 @@ from modelport.api.bodies import decode, metadata_tags
 from modelport.api.exchange import Exchange
 from modelport.api.problems import stream_event
 from modelport.api.wire import Headers
-from modelport.calls import Call, Caller, Delta, Operation
+from modelport.calls import Call, Caller, Delta, Operation, Relay
 from modelport.dialect.openai import DONE, fold
 from modelport.errors import ModelportError, UpstreamFailed
 from modelport.inference.corridor import SCOPE
@@ -106,6 +106,7 @@ async def stream(
 
     `deltas` are those of `run` in the words of `voice`, where that is not OpenAI's.
     """
+    own = deltas is None
     if deltas is None:
         deltas = run.deltas()
     exchange.last_words = voice.broken
@@ -118,7 +119,7 @@ async def stream(
         headers = served_headers(exchange, run)
         await exchange.start_stream(headers if run.paid is None else headers + budget_headers(run))
         await exchange.send(first.raw)
-        await _pass_on(exchange, deltas, voice.silence)
+        await _pass_on(exchange, deltas, voice.silence, run if own else None)
         last = voice.ending()
     except ModelportError as error:
         if not exchange.started:
@@ -131,14 +132,25 @@ async def stream(
     await exchange.finish(last)
 
 
-async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta], keep_alive: bytes) -> None:
-    """Send each delta; in long silences send `keep_alive`, so that proxies in between keep the connection open."""
+async def _pass_on(exchange: Exchange, deltas: AsyncGenerator[Delta], keep_alive: bytes, run: Run | None) -> None:
+    """Send each delta; in long silences send `keep_alive`, so that proxies in between keep the connection open.
+
+    `run`: the one whose deltas these are, where nobody translates them on their way.
+    """
     silence, out = Silence(exchange, keep_alive), exchange.out
+    put = out.put
+
+    def relay(raw: bytes) -> bool:
+        silence.broken = True
+        return put(raw)
+
+    if run is not None:
+        run.relay = Relay(relay)
     try:
         async for delta in deltas:
             if delta.raw:
                 silence.broken = True
-                if not out.put(delta.raw):
+                if not put(delta.raw):
                     await out.piece(delta.raw)
     finally:
         silence.close()

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from modelport.calls import Call, Delta, Usage
+from modelport.calls import Call, Delta, Relay, Usage
 from modelport.errors import CallCancelled, Internal, ModelportError
 from modelport.inference.attempts import Attempts
 from modelport.inference.cashier import PaidReservation
@@ -41,6 +41,7 @@ class Run:
         "first_token_us",
         "interrupt",
         "paid",
+        "relay",
         "requested",
         "reservation",
         "shortened",
@@ -78,6 +79,8 @@ class Run:
         self.shortened = False
         # Of a call to a model with a cache: where its answer comes from.
         self.ticket: Ticket | None = None
+        # Set by a door that takes pieces from anywhere, once the answer has begun.
+        self.relay: Relay | None = None
         self.interrupt = corridor.interrupt_of(attempts.plan.policy)
         self.usage = Usage()
         self.cost_nanos = 0
@@ -93,10 +96,8 @@ class Run:
         """The answer's pieces, then the settlement.
 
         An attempt that fails before a piece of it was yielded is followed by the next one, as the route says. Settled
-        however the stream ends: finished, failed upstream, out of time, or dropped by a client that hung up. What was
-        produced until then is charged. No database connection is held while the model runs.
-
-        Raises: ModelportError, CallCancelled and CallTimeout for an interrupt among them.
+        however the stream ends: finished, failed, out of time, or dropped by a client that hung up. What was produced
+        until then is charged. No database connection is held meanwhile. Raises: ModelportError.
         """
         attempts, ticket, given = self.attempts, self.ticket, False
         try:
@@ -122,6 +123,8 @@ class Run:
                         while held:
                             yield held.pop(0)
                         yield delta
+                        if self.relay is not None:
+                            self._open_relay(self.relay)
                         if self._ceiling is not None and (ending := self._ending(self._ceiling, delta)):
                             await stream.aclose()
                             yield ending
@@ -149,6 +152,13 @@ class Run:
             raise
         finally:
             await self._settle(self._stream)
+
+    def _open_relay(self, relay: Relay) -> None:
+        """Let pieces go straight to the door, where nothing has to be seen to for each of them."""
+        if self.first_token_us is not None:
+            self.relay = None
+            if self.ticket is None and self._ceiling is None:
+                self.call.relay = relay
 
     async def _make(self) -> AsyncGenerator[Delta]:
         """The answer, made for whoever listens; one of another model than was asked is for now alone."""
@@ -212,6 +222,11 @@ class Run:
             # Read on to its end for a client that is gone: charged in full, and told as what it was.
             self.error = CallCancelled()
         call, served = self.call, attempts.plan.served
+        if call.relay is not None:
+            if call.relay.count is not None:
+                self.usage = call.relay.count()
+            # The two hold each other, which only the garbage collector would see.
+            call.relay = None
         free = self.ticket is not None and self._take_share(self.ticket)
         usage = self.usage
         latency_us = self._since_start_us(now_s)

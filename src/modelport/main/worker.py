@@ -9,6 +9,7 @@ import sys
 from modelport.api.app import build_app
 from modelport.api.server import Server
 from modelport.catalog.handover import Seat
+from modelport.kit.gathering import gathering_of
 from modelport.main.platform import open_platform
 from modelport.observe import logs
 from modelport.observe.lag import LoopLag
@@ -24,6 +25,7 @@ async def serve_worker(settings: Settings, seat: Seat) -> None:
     logs.configure(settings.log)
     async with open_platform(settings, seat.places) as platform:
         server = Server(build_app(platform).answer, settings=settings.server, ids=platform.ids)
+        gathering_of(asyncio.get_running_loop()).most_s = settings.server.stream_gather_s
         _calm_garbage_collector()
         # The loop keeps a weak set of every asynchronous generator, to close those that are left when it ends. Ours are
         # closed by whoever runs them, and keeping the set takes 3 % of a call. A forgotten one is still finalized.

@@ -17,6 +17,7 @@ import httptools
 
 from modelport.backends.transport.response import Response
 from modelport.errors import CallTimeout, ModelportError, UpstreamFailed
+from modelport.kit.gathering import Gathering, gathering_of
 from modelport.kit.outbox import outbox_of
 
 # Bytes that may arrive without a byte of body among them: headers, interim answers, chunk extensions, trailers.
@@ -61,6 +62,7 @@ class Connection(asyncio.Protocol):
         "_due_head_s",
         "_due_s",
         "_ended",
+        "_gathering",
         "_head",
         "_head_only",
         "_heard_s",
@@ -85,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._loop = loop
         self._outbox = outbox_of(loop)
+        self._gathering = gathering_of(loop)
         self._parser: Any = httptools.HttpResponseParser(self)
         self._transport: Any = None
         self._timer: asyncio.TimerHandle | None = None
@@ -163,6 +166,10 @@ class Connection(asyncio.Protocol):
     def new_future(self) -> asyncio.Future[None]:
         return self._loop.create_future()
 
+    @property
+    def gathering(self) -> Gathering:
+        return self._gathering
+
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -199,11 +206,22 @@ class Connection(asyncio.Protocol):
         elif response.status:
             if first and self._timeouts is not None:
                 self._arm(self._heard_s + self._timeouts.between_bytes_s)
+            if response.consumer is not None and self._hand_on(response):
+                return
             if not response.whole:
                 if response.buffered_bytes > HIGH_WATER_BYTES and not self._paused:
                     self._paused = True
                     self._transport.pause_reading()
                 response.wake()
+
+    def _hand_on(self, response: Response) -> bool:
+        """Give the consumer what has come, now or with what comes in a moment; false where it takes no more."""
+        if not self._gathering.window_s or response.buffered_bytes > HIGH_WATER_BYTES:
+            return response.deliver()
+        if not response.held:
+            response.held = True
+            self._gathering.hold(response.release_held)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

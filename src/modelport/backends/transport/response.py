@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from modelport.errors import ModelportError
+from modelport.kit.gathering import Gathering
 
 
 class Source(Protocol):
@@ -18,6 +20,9 @@ class Source(Protocol):
     def drain(self) -> None: ...
 
     def fail_too_large(self) -> None: ...
+
+    @property
+    def gathering(self) -> Gathering: ...
 
     def new_future(self) -> asyncio.Future[None]:
         """A future of the connection's loop, which is not asked for each time: that costs a system call."""
@@ -34,8 +39,10 @@ class Response:
         "awaited",
         "buffered_bytes",
         "chunks",
+        "consumer",
         "done",
         "error",
+        "held",
         "headers",
         "limit_bytes",
         "received_bytes",
@@ -58,6 +65,9 @@ class Response:
         self.released = False
         self.error: ModelportError | None = None
         self.waiter: asyncio.Future[None] | None = None
+        # Set while what arrives is handed on at once; see `flow`.
+        self.consumer: Callable[[bytes], bool] | None = None
+        self.held = False
         # Set while the caller waits for the complete body, so that it is woken once and not for each piece.
         self.whole = False
         # Set by the caller while what it waits for has not come, whatever else has: the time for the head goes on.
@@ -107,6 +117,43 @@ class Response:
         if not self.done:
             self.source.resume()
         return data
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that arrived was taken, and more is to come."""
+        return not (self.chunks or self.done)
+
+    async def flow(self, consumer: Callable[[bytes], bool]) -> None:
+        """Hand bytes to `consumer` as they arrive, without waking this task for each, until it returns false or the
+        body ends. What it was not given `receive` has. For a response that is idle."""
+        self.consumer = consumer
+        gathering = self.source.gathering
+        gathering.join()
+        try:
+            while self.consumer is not None and not self.done:
+                await self.wait()
+        finally:
+            self.consumer = None
+            gathering.leave()
+
+    def deliver(self) -> bool:
+        """Called by the connection: hand on what has come; false when nobody takes it, or no more."""
+        consumer, chunks = self.consumer, self.chunks
+        if consumer is None:
+            return False
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.buffered_bytes = 0
+        if data and not consumer(data):
+            self.consumer = None
+            return False
+        return True
+
+    def release_held(self) -> None:
+        """Hand on what was held back for a moment."""
+        self.held = False
+        if self.consumer is not None and not self.deliver():
+            self.wake()
 
     def close(self) -> None:
         """Done with it. A body that has not ended is hung up on, which the upstream sees at once. Idempotent, and

@@ -9,14 +9,15 @@ import re
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from modelport import __version__
 from modelport.backends.protocol import Health, Status
 from modelport.backends.transport import HttpPool, Response, Timeouts, header_block
 from modelport.backends.upstream.estimate import estimate_input
+from modelport.backends.upstream.lane import Lane, Reader
 from modelport.backends.upstream.refusals import refusal
-from modelport.calls import Call, Delta, Usage
+from modelport.calls import Call, Delta
 from modelport.errors import CallTimeout, ModelportError
 from modelport.kit.clock import Clock, SystemClock
 from modelport.settings import UpstreamSettings
@@ -37,28 +38,6 @@ class Request(NamedTuple):
     path: bytes
     body: bytes
     headers: bytes = b""
-
-
-class Reader(Protocol):
-    """One stream on its way to one caller. `done` is set by its terminal frame, `error` by whatever ends it before;
-    `pieces` counts the deltas with model output, `original` is what `Delta.original` says."""
-
-    done: bool
-    error: ModelportError | None
-    pieces: int
-    original: bool
-
-    def feed(self, data: bytes) -> bytes:
-        """What `data` completes, ready to be passed on."""
-        ...
-
-    def end(self, *, input_tokens: int) -> bytes:
-        """What is still to be passed on when the server has ended; sets `error` where it ended too early."""
-        ...
-
-    def count(self, input_tokens: int) -> Usage:
-        """The usage so far; `input_tokens` is what to say until the server has told."""
-        ...
 
 
 class UpstreamBackend(ABC):
@@ -134,9 +113,17 @@ class UpstreamBackend(ABC):
             estimate = estimate_input(call)
             over = False
             while not over:
-                data = await response.receive()
                 before = events.pieces
-                raw = events.feed(data) if data else b""
+                if call.relay is not None and response.idle:
+                    lane = Lane(events, call.relay, input_tokens=estimate)
+                    await response.flow(lane.take)
+                    data = raw = lane.left
+                    if not (data or events.done or events.error):
+                        # The body has ended; its last bytes are still to be taken.
+                        continue
+                else:
+                    data = await response.receive()
+                    raw = events.feed(data) if data else b""
                 if response.awaited and events.pieces:
                     response.awaited = False
                 if not data or events.done or events.error is not None:
