@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from modelport.backends.batching.admission import Turn
 from modelport.backends.batching.batcher import Batcher, Terms
 from modelport.backends.batching.work import Packing, Prepared
 from modelport.calls import Usage
@@ -49,7 +50,8 @@ class Rig:
 
     async def _submit(self, rows: list[str], tenant: str, deadline_s: float) -> list[str]:
         prepared = Prepared(rows, Usage(), lane=rows[0][0])
-        blocks = await self.batcher.submit(tenant, prepared, deadline_s=deadline_s)
+        turn = Turn(tenant, self.clock.monotonic_s(), 0.0, deadline_s)
+        blocks = await self.batcher.submit(turn, prepared)
         return [row for block in blocks for row in block]
 
     async def busy(self) -> asyncio.Task[list[str]]:

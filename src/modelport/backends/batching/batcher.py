@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from modelport.backends.batching.admission import Outlook, retry_after_s
+from modelport.backends.batching.admission import Experience, Outlook, Turn, retry_after_s
 from modelport.backends.batching.cost import CostModel
 from modelport.backends.batching.figures import Figures
 from modelport.backends.batching.queue import Batch, Entry, FairQueue
@@ -38,10 +38,11 @@ class Terms:
 class _Ticket:
     """Who waits for an entry: its results so far by their first row, and where they are awaited."""
 
-    __slots__ = ("answer", "results", "rows_left")
+    __slots__ = ("answer", "results", "rows_left", "turn")
 
-    def __init__(self, answer: asyncio.Future[list[Any]], rows: int) -> None:
+    def __init__(self, answer: asyncio.Future[list[Any]], turn: Turn, rows: int) -> None:
         self.answer = answer
+        self.turn = turn
         self.results: dict[int, Any] = {}
         self.rows_left = rows
 
@@ -62,23 +63,29 @@ class Batcher:
         self._closed = False
         self.cost = cost or CostModel(terms.packing.full_cost)
         self.figures = Figures()
+        self._experience = Experience()
 
-    def admit(self, tenant: str, cost: int, *, deadline_s: float) -> None:
-        """Raises: Overloaded when a call of this cost would be answered too late; Unavailable when closed."""
+    def admit(self, tenant: str, cost: int, *, deadline_s: float) -> Turn:
+        """Let a call in, to be submitted.
+
+        Raises: Overloaded when a call of this cost would be answered too late; Unavailable when closed.
+        """
         if self._closed:
             raise Unavailable("The model is being shut down.")
-        if not self._running and not self._queue.busy:
-            return
         now_s = self._clock.monotonic_s()
+        if not self._running and not self._queue.busy:
+            return Turn(tenant, now_s, 0.0, deadline_s)
         outlook = self.outlook(tenant, cost, now_s)
-        retry_s = retry_after_s(outlook, slo_s=self._terms.slo_s, left_s=deadline_s - now_s)
+        longer = Outlook(outlook.wait_s * self._experience.factor(tenant), outlook.own_s)
+        retry_s = retry_after_s(longer, slo_s=self._terms.slo_s, left_s=deadline_s - now_s)
         if retry_s is not None:
             self.figures.refused += 1
             raise Overloaded(
-                f"The model has so much to do that the call would take about {outlook.wait_s + outlook.own_s:.1f} s; "
+                f"The model has so much to do that the call would take about {longer.wait_s + longer.own_s:.1f} s; "
                 f"try again in {retry_s:.1f} s.",
                 retry_after_s=round(retry_s, 2),
             )
+        return Turn(tenant, now_s, outlook.wait_s, deadline_s)
 
     def announce(self, tenant: str, cost: int) -> None:
         """Count a call that was let in and is being prepared; a negative cost takes it back."""
@@ -95,7 +102,7 @@ class Batcher:
         )
         return Outlook((left + ahead) / self._terms.slots, own_s)
 
-    async def submit(self, tenant: str, prepared: Prepared, *, deadline_s: float) -> list[Any]:
+    async def submit(self, turn: Turn, prepared: Prepared) -> list[Any]:
         """The results of the blocks that the rows were computed in, in the order of the rows.
 
         Cancelling the caller takes the call out of the queue. Raises: CallTimeout, Internal, Unavailable.
@@ -106,14 +113,13 @@ class Batcher:
             return []
         if not self._running and not self._queue.waiting and self._is_tiny(prepared):
             return self._at_once(prepared)
-        ticket = _Ticket(asyncio.get_running_loop().create_future(), len(prepared.rows))
+        ticket = _Ticket(asyncio.get_running_loop().create_future(), turn, len(prepared.rows))
         entry = Entry(
-            tenant,
+            turn.tenant,
             prepared.rows,
             sizes=prepared.sizes,
             lane=prepared.lane,
-            since_s=self._clock.monotonic_s(),
-            deadline_s=deadline_s,
+            deadline_s=turn.deadline_s,
             ticket=ticket,
         )
         self._queue.push(entry)
@@ -191,7 +197,10 @@ class Batcher:
         self.figures.sizes.add(batch.count)
         for entry, first, _ in batch.entries:
             if not first:
-                self.figures.waits_s.add(now_s - entry.since_s)
+                turn: Turn = entry.ticket.turn
+                waited_s = now_s - turn.since_s
+                self.figures.waits_s.add(waited_s)
+                self._experience.learn(turn.tenant, expected_s=turn.expected_s, waited_s=waited_s)
 
     def _run(self, blocks: Sequence[Any]) -> tuple[Sequence[Any], float]:
         """In the thread: each block's result or error, and how long it took. A failure of several is looked into, so

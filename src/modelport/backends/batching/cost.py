@@ -40,11 +40,13 @@ class CostModel:
             expected = max(self.predict(cost), 1e-9)
             took_s = min(max(took_s, expected / _MOST_OFF), expected * _MOST_OFF)
         self.observed += 1
-        self._weight = self._weight * _FORGET + 1.0
-        self._c = self._c * _FORGET + cost
-        self._cc = self._cc * _FORGET + cost * cost
-        self._t = self._t * _FORGET + took_s
-        self._ct = self._ct * _FORGET + cost * took_s
+        # Large batches are off by more seconds than small ones, not by a larger share.
+        weight = 1.0 / cost
+        self._weight = self._weight * _FORGET + weight
+        self._c = self._c * _FORGET + 1.0
+        self._cc = self._cc * _FORGET + cost
+        self._t = self._t * _FORGET + took_s * weight
+        self._ct = self._ct * _FORGET + took_s
         if crowded:
             self._full += _NEWEST * (cost - self._full)
         self._fit()

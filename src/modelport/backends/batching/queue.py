@@ -26,7 +26,7 @@ _IDLE_CLOCKS = 1024
 class Entry:
     """A call in the queue: the rows that are left of it, and whatever its owner (`ticket`) needs to answer it."""
 
-    __slots__ = ("deadline_s", "lane", "left", "next_row", "rows", "since_s", "sizes", "tenant", "ticket")
+    __slots__ = ("deadline_s", "lane", "left", "next_row", "rows", "sizes", "tenant", "ticket")
 
     def __init__(
         self,
@@ -35,7 +35,6 @@ class Entry:
         *,
         sizes: Sequence[int] | None = None,
         lane: object = None,
-        since_s: float = 0.0,
         deadline_s: float = float("inf"),
         ticket: Any = None,
     ) -> None:
@@ -43,7 +42,6 @@ class Entry:
         self.rows = rows
         self.sizes = sizes
         self.lane = lane
-        self.since_s = since_s
         self.deadline_s = deadline_s
         self.ticket = ticket
         self.next_row = 0

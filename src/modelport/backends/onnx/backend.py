@@ -103,7 +103,7 @@ class OnnxBackend:
         if self._inside >= self._limit:
             raise self._overloaded(call, batcher)
         tenant, cost = call.caller.organization_id, runner.weigh(call)
-        batcher.admit(tenant, cost, deadline_s=call.deadline_s)
+        turn = batcher.admit(tenant, cost, deadline_s=call.deadline_s)
         self._inside += 1
         try:
             prepared = self._counted.pop(call.id, None)
@@ -113,7 +113,7 @@ class OnnxBackend:
                     prepared = await self._prepare(runner, call)
                 finally:
                     batcher.announce(tenant, -cost)
-            results = await batcher.submit(tenant, prepared, deadline_s=call.deadline_s)
+            results = await batcher.submit(turn, prepared)
             answer = await self._render(runner, call, prepared, results)
         finally:
             self._inside -= 1
