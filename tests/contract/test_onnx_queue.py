@@ -15,7 +15,7 @@ from modelport.backends.batching.work import Packing, Prepared
 from modelport.calls import Usage
 from modelport.errors import CallTimeout, Internal, Overloaded, Unavailable
 from modelport.kit.clock import SystemClock
-from tests.contract.local_models import answer, predict, serving
+from tests.contract.local_models import answer, embed, predict, serving
 from tests.waiting import wait_until
 
 SETOSA = [5.1, 3.5, 1.4, 0.2]
@@ -177,30 +177,50 @@ async def test_closing_refuses_what_waits(rig: Rig) -> None:
 
 
 async def test_a_full_queue_says_so_and_when_to_come_back() -> None:
-    async with serving("iris", queue=2) as backend:
-        calls = [asyncio.create_task(answer(backend, predict(SETOSA))) for _ in range(5)]
+    async with serving("all-minilm-l6-v2", queue=2) as backend:
+        calls = [asyncio.create_task(answer(backend, embed("word " * 200))) for _ in range(5)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         refused = [result for result in results if isinstance(result, Overloaded)]
         assert len(refused) == 3
         assert all(error.retry_after_s and error.retry_after_s > 0 for error in refused)
         # The places are free again.
-        assert (await answer(backend, predict(SETOSA))).value[0]["label"] == "setosa"
+        assert (await answer(backend, embed("hello"))).raw
 
 
 async def test_a_hang_up_frees_its_place() -> None:
-    async with serving("iris", queue=1) as backend:
+    async with serving("all-minilm-l6-v2", queue=1) as backend:
         for _ in range(20):
-            call = asyncio.create_task(answer(backend, predict(SETOSA)))
+            call = asyncio.create_task(answer(backend, embed("word " * 200)))
             await asyncio.sleep(0)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-        assert (await answer(backend, predict(SETOSA))).value[0]["label"] == "setosa"
+        assert (await answer(backend, embed("hello"))).raw
+
+
+async def test_who_would_be_answered_too_late_is_refused_at_once_and_counted() -> None:
+    async with serving("all-minilm-l6-v2", slo_ms=20) as backend:
+        calls = [asyncio.create_task(answer(backend, embed("word " * 200))) for _ in range(30)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, Overloaded)]
+        told = backend.info()["batching"]
+    assert 0 < len(refused) < 30
+    assert told["refused"] == len(refused)
+    assert told["slo_ms"] == 20
+    assert told["waiting"] == 0
+    assert "try again in" in refused[0].message
+
+
+async def test_what_takes_no_time_is_computed_without_a_thread() -> None:
+    """A thread and back would take longer than the model."""
+    async with serving("iris") as backend:
+        stream = backend.stream(predict(SETOSA), model="m", max_output_tokens=None)
+        with pytest.raises(StopIteration) as done:
+            stream.__anext__().send(None)
+    assert done.value.value.value[0]["label"] == "setosa"
 
 
 async def test_the_event_loop_runs_on_while_a_model_computes() -> None:
     async with serving("all-minilm-l6-v2") as backend:
-        from tests.contract.local_models import embed
-
         call = asyncio.create_task(answer(backend, embed(["word " * 250] * 16)))
         turns = 0
         while not call.done():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from modelport.backends.batching.figures import Figures
 from modelport.calls import Served, Usage
 from modelport.observe import metrics as metrics_module
 from modelport.observe.counts import CountKey
@@ -20,6 +21,7 @@ from tests.waiting import wait_until
 
 SERVED = Served("m", "2", "onnx", "m")
 WORKER = """
+from modelport.backends.batching.figures import Figures
 from modelport.calls import Served, Usage
 from modelport.observe.metrics import process_metrics
 SERVED = Served("m", "2", "onnx", "m")
@@ -116,3 +118,27 @@ def test_the_values_of_several_processes_add_up_in_any_of_them(tmp_path: Path) -
     assert value(text, "modelport_calls_total", model="m", status="200") == 2
     assert value(text, "modelport_tokens_total", kind="input") == 20
     assert value(text, "modelport_call_duration_seconds_count") == 2
+
+
+def test_batches_are_taken_over_from_each_models_own_figures_once() -> None:
+    """Versions of a model count together; one that is unloaded takes nothing back."""
+    metrics, first, second = Metrics(), Figures(), Figures()
+    sources = [("m", first), ("m", second)]
+    metrics.batches.watch(lambda: sources)
+    first.sizes.add(8)
+    first.waits_s.add(0.02)
+    first.refused, first.expired, first.waiting = 2, 1, 3
+    second.sizes.add(1)
+    second.waiting = 4
+    metrics.render()
+    first.sizes.add(8)
+    text = metrics.render().decode()
+    assert value(text, "modelport_backend_batch_size_count", model="m") == 3
+    assert value(text, "modelport_backend_batch_size_sum") == 17
+    assert value(text, "modelport_backend_batch_size_bucket", le="4.0") == 1
+    assert value(text, "modelport_backend_queue_seconds_bucket", le="0.025") == 1
+    assert value(text, "modelport_backend_queue_depth", model="m") == 7
+    assert value(text, "modelport_backend_refusals_total", reason="late") == 2
+    assert value(text, "modelport_backend_refusals_total", reason="expired") == 1
+    sources.clear()
+    assert value(metrics.render().decode(), "modelport_backend_batch_size_count", model="m") == 3

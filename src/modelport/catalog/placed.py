@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
+from modelport.backends.batching.figures import Figures
 from modelport.backends.protocol import Backend, Health, Status
 from modelport.calls import Call, Delta
 from modelport.catalog.handover import Place, Places
@@ -48,6 +49,11 @@ class PlacedBackend:
         """What the real backend tells of its model; nothing while it is not there."""
         tell = getattr(self._real, "info", None)
         return dict(tell()) if tell is not None else {}
+
+    def figures(self) -> Figures | None:
+        """What the real backend's batches are counted in, where it is there and has any."""
+        tell = getattr(self._real, "figures", None)
+        return tell() if tell is not None else None
 
     async def count_input(self, call: Call, *, model: str) -> int:
         return await self._backend().count_input(call, model=model)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from modelport.backends.batching.figures import Figures
 from modelport.backends.protocol import Backend, Health, Status
 from modelport.calls import Caller
 from modelport.catalog.model import Model, Version
@@ -44,6 +45,16 @@ class Catalog:
                 for target in version.targets:
                     seen[id(target.backend)] = target.backend
         return list(seen.values())
+
+    def batch_figures(self) -> Iterator[tuple[str, Figures]]:
+        """What the batches of every loaded local model are counted in, by the model's id."""
+        for model in self._models.values():
+            for version in model.versions.values():
+                for target in version.targets:
+                    tell = getattr(target.backend, "figures", None)
+                    figures = tell() if tell is not None else None
+                    if figures is not None:
+                        yield model.id, figures
 
     async def start(self) -> None:
         for backend in self.backends():

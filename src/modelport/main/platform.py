@@ -80,6 +80,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         cashier = Cashier(limiter, treasury, clock=clock, settings=settings.budgets, metrics=metrics)
         admission = Admission(keyring, limiter, cashier)
         catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
+        metrics.batches.watch(catalog.batch_figures)
         router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
         idempotency = await _run(stack, Idempotency(db, clock=clock, settings=settings.idempotency))
         corridor = Corridor(

@@ -23,6 +23,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from modelport.calls import Served, Usage
 from modelport.kit.latency import BOUNDS_S
+from modelport.observe.batches import BatchMetrics
 from modelport.observe.counts import CACHE, CALL, CountKey
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -37,7 +38,6 @@ _MICROS = 1e-6
 _LATENCY_S = BOUNDS_S
 _FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1, 2, 3, 5, 10, 30, 60, 120)
 _LAG_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
-_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     # The library asks for the process id at every change of a value, in case of a fork; workers never fork.
@@ -95,7 +95,7 @@ class Metrics:
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
         self._describe_calls(registry)
         self._describe_replay(registry)
-        self._describe_backends(registry)
+        self.batches = BatchMetrics(registry)
         self._describe_routing(registry)
         self._describe_process(registry)
 
@@ -168,22 +168,6 @@ class Metrics:
             "modelport_idempotent_replays", "Requests answered from what was kept under their Idempotency-Key.",
             registry=registry,
         )  # fmt: skip
-
-    def _describe_backends(self, registry: CollectorRegistry) -> None:
-        self._queue = Gauge(
-            "modelport_backend_queue_depth",
-            "Calls waiting for an engine.",
-            ["model"],
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._batch = Histogram(
-            "modelport_backend_batch_size",
-            "Inputs computed at once.",
-            ["model"],
-            buckets=_BATCH_SIZES,
-            registry=registry,
-        )
 
     def _describe_routing(self, registry: CollectorRegistry) -> None:
         self._attempts = Counter(
@@ -283,6 +267,7 @@ class Metrics:
         for (upstream, outcome), count in self._attempt_counts.items():
             self._child(self._attempts, upstream or "local", outcome).inc(count)
         self._attempt_counts.clear()
+        self.batches.hand_over()
         if self._lags.sum_us:
             self._lags.hand_over(self._lag)
         for (endpoint, model, version), calls in self._tallies.items():
@@ -362,14 +347,6 @@ class Metrics:
         self._cache_bytes.set(held_bytes)
         if self._kept is not None:
             _keep(self._kept, (CACHE, "", model, "", origin), (1,))
-
-    def queue_depth(self, model: str, waiting: int) -> None:
-        """How many calls wait for the model's engine in this process."""
-        self._child(self._queue, model).set(waiting)
-
-    def batch(self, model: str, size: int) -> None:
-        """Count one batch of `size` inputs."""
-        self._child(self._batch, model).observe(size)
 
     def observe_process(self) -> None:
         """Note this process's processor time and memory; called every few seconds in each process."""

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Any
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-WAITS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-class Buckets:
-    """How often a value fell under each bound, the last one being all above, and the sum of the values."""
-
-    __slots__ = ("bounds", "hits", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.hits = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float) -> None:
-        self.hits[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    @property
-    def count(self) -> int:
-        return sum(self.hits)
-
-    def mean(self) -> float:
-        return self.sum / (self.count or 1)
+from modelport.kit.buckets import BATCH_SIZES, WAITS_S, Buckets
 
 
 class Figures:
-    """Counts since the model was loaded; `waiting` is now."""
+    """Counts since the model was loaded; `waiting` is now. `sizes` are rows of a batch, `waits_s` from a call's arrival
+    to its first batch, `refused` calls that would have come too late, `expired` those that did."""
 
     __slots__ = ("expired", "refused", "sizes", "waiting", "waits_s")
 

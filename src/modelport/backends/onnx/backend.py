@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from modelport.backends.batching.batcher import Batcher, Terms
+from modelport.backends.batching.cost import CostModel
+from modelport.backends.batching.figures import Figures
 from modelport.backends.batching.work import Prepared, Runner
 from modelport.backends.onnx.options import OnnxOptions, UnusableModel
 from modelport.backends.protocol import Health, Status
@@ -85,6 +87,10 @@ class OnnxBackend:
             return {}
         return self._runner.info() | {"batching": self._batcher.told()}
 
+    def figures(self) -> Figures | None:
+        """What its batches are counted in, once it is loaded."""
+        return self._batcher.figures if self._batcher is not None else None
+
     async def count_input(self, call: Call, *, model: str) -> int:
         if self._model_kind is not ModelKind.EMBEDDING:
             return 0
@@ -151,7 +157,7 @@ class OnnxBackend:
 
     async def _load(self) -> None:
         loaded = asyncio.get_running_loop().run_in_executor(
-            self._prepare_threads, _open, self._path, self._model_kind, self._configured
+            self._prepare_threads, _open, self._path, self._model_kind, self._configured, self._clock
         )
         await asyncio.wait({loaded})
         # A bad file may break the engine or a library in ways of its own; it must not look as if it were loading.
@@ -160,13 +166,14 @@ class OnnxBackend:
             known = isinstance(error, UnusableModel)
             self._health = Health(Status.FAILED, str(error) if known else f"{self._path.name}: {error!r}")
             return
-        runner, options, slots = loaded.result()
+        runner, options, cost = loaded.result()
         self._limit = options.queue
+        slots = _slots(options)
         self._run_threads = ThreadPoolExecutor(slots, "onnx-run")
         slo_s = options.slo_ms / 1000 if options.slo_ms else _SLO_S.get(self._model_kind, 1.0)
         terms = Terms(runner.packing, slots, slo_s)
         self._runner = runner
-        self._batcher = Batcher(runner.run, self._run_threads, self._clock, terms=terms)
+        self._batcher = Batcher(runner.run, self._run_threads, self._clock, terms=terms, cost=cost)
         self._health = Health(Status.READY)
 
 
@@ -179,12 +186,17 @@ def build_onnx(
 
 
 def _open(
-    path: Path, model_kind: ModelKind, configured: tuple[Mapping[str, Any], ...]
-) -> tuple[Runner, OnnxOptions, int]:
-    """In a thread: the model, its options and the slots that there are cores for. Raises: UnusableModel."""
+    path: Path, model_kind: ModelKind, configured: tuple[Mapping[str, Any], ...], clock: Clock
+) -> tuple[Runner, OnnxOptions, CostModel]:
+    """In a thread: the model, warmed up, its options, and what its batches cost. Raises: UnusableModel."""
     # The engine and its companions take about 0.2 s to import: only a process that has such a model pays for it.
-    from modelport.backends.onnx.engine import slots_within
     from modelport.backends.onnx.served import open_model
 
-    runner, options = open_model(path, model_kind, configured)
-    return runner, options, slots_within(options.slots, options.threads)
+    model, options = open_model(path, model_kind, configured)
+    return model, options, model.warm(clock)
+
+
+def _slots(options: OnnxOptions) -> int:
+    from modelport.backends.onnx.engine import slots_within
+
+    return slots_within(options.slots, options.threads)

@@ -60,6 +60,10 @@ class EmbeddingRunner:
         self._width = int(np.size(self.run([[[*self._before, *self._after]]])[0]))
         self.packing = Packing(options.max_batch or _MAX_BATCH, _MAX_BATCH_TOKENS)
 
+    def sample(self, rows: int, size: int) -> list[list[int]]:
+        most = self._options.max_tokens
+        return [[*self._before, *self._after][:1] * min(size, most)] * rows
+
     def weigh(self, call: Call) -> int:
         given = call.request.inputs if call.operation is Operation.PREDICT else call.request.input
         if isinstance(given, str) or (given and isinstance(given[0], int)):

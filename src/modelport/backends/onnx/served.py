@@ -6,31 +6,59 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from modelport.backends.batching.cost import CostModel
 from modelport.backends.batching.work import Packing, Prepared, Runner
 from modelport.backends.onnx.engine import Array, Engine, open_engine
 from modelport.backends.onnx.options import OnnxOptions, UnusableModel, read_options
 from modelport.backends.onnx.tensors import TensorFace, TensorRows
 from modelport.calls import Call, Delta, ModelKind, Operation, Usage
+from modelport.kit.clock import Clock
 
 _MAX_ROWS = 2048
 # Reading tensors takes no time, except for texts.
 _LIGHT_BYTES = 4_000_000
+# Models are loaded one after the other, and start-up waits for them.
+_WARM_S = 0.5
+
+
+class KindRunner(Runner, Protocol):
+    """The runner of one kind of model."""
+
+    def sample(self, rows: int, size: int) -> Any:
+        """A block of its own making, whose rows cost `size` each."""
+        ...
 
 
 class ServedModel:
     """The runner of its kind, and the tensors beside it: a `Runner` for every operation."""
 
-    def __init__(self, runner: Runner, tensors: TensorFace) -> None:
+    def __init__(self, runner: KindRunner, tensors: TensorFace) -> None:
         self._runner = runner
         self._tensors = tensors
 
     @property
     def packing(self) -> Packing:
         return self._runner.packing
+
+    def warm(self, clock: Clock) -> CostModel:
+        """Run it in the shapes that calls will have, and tell what these cost. Blocks, about half a second at most."""
+        cost = CostModel(self.packing.full_cost)
+        until_s = clock.monotonic_s() + _WARM_S
+        for rows, size in _shapes(self.packing):
+            block = self._runner.sample(rows, size)
+            # The first run of a shape makes room for it; what is learnt is the second.
+            for learn in (False, True):
+                started_s = clock.monotonic_s()
+                self._runner.run([block])
+                if learn:
+                    cost.learn(rows * size, clock.monotonic_s() - started_s)
+            if clock.monotonic_s() > until_s:
+                break
+        return cost
 
     def weigh(self, call: Call) -> int:
         return self._tensors.weigh(call) if call.operation is Operation.INFER else self._runner.weigh(call)
@@ -57,6 +85,15 @@ class ServedModel:
         return self._runner.info() | ({"tensors": described} if described is not None else {})
 
 
+def _shapes(packing: Packing) -> list[tuple[int, int]]:
+    """Rows and what each costs, from the cheapest batch to the largest, small ones more than once."""
+    most = packing.max_rows
+    if packing.max_cost is None:
+        return [(rows, 1) for rows in (1, 1, 1, min(8, most), min(32, most), most)]
+    sizes = [(1, 8), (1, 8), (1, 32), (min(8, most), 16), (1, 128), (min(8, most), 64)]
+    return [(rows, size) for rows, size in sizes if rows * size <= packing.max_cost]
+
+
 def open_model(
     path: Path, model_kind: ModelKind, configured: tuple[Mapping[str, Any], ...]
 ) -> tuple[ServedModel, OnnxOptions]:
@@ -68,7 +105,7 @@ def open_model(
     return ServedModel(runner, _tensors(engine, model_kind, options)), options
 
 
-def _runner(engine: Engine, model_kind: ModelKind, options: OnnxOptions) -> Runner:
+def _runner(engine: Engine, model_kind: ModelKind, options: OnnxOptions) -> KindRunner:
     if model_kind is ModelKind.EMBEDDING:
         from modelport.backends.onnx.embeddings import EmbeddingRunner
 

@@ -47,6 +47,9 @@ class TabularRunner:
             raise UnusableModel(f"the model tells {width} classes apart, but there are {len(self._labels)} labels")
         self.packing = Packing(options.max_batch or _MAX_BATCH)
 
+    def sample(self, rows: int, size: int) -> Array:
+        return np.zeros((rows, len(self._features)))
+
     def weigh(self, call: Call) -> int:
         return len(call.request.inputs)
 
