@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -235,4 +235,4 @@ def _as_list(vector: NDArray[np.float32]) -> list[float]:
 
 
 def _as_base64(vector: NDArray[np.float32]) -> str:
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+    return pybase64.b64encode_as_string(vector.astype("<f4").tobytes())

@@ -6,7 +6,6 @@ are open at all. What is wrong with a picture is said in a `BadRequest`.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -138,7 +138,7 @@ def _decoded(text: str, param: str) -> bytes:
         raw = text.encode("ascii")
         if b"\n" in raw or b" " in raw or b"\r" in raw:
             raw = b"".join(raw.split())
-        return base64.b64decode(raw, validate=True)
+        return pybase64.b64decode(raw, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest("The picture is not valid base64.", param=param) from error
 
