@@ -69,6 +69,8 @@ class ModelBody(BaseModel):
                     "context_tokens": None,
                     "input_schema": {"type": "array"},
                     "output_schema": {"type": "object"},
+                    "tensors": None,
+                    "batching": None,
                     "versions": ["1", "2"],
                     "aliases": {"latest": "2", "stable": "2"},
                     "prices": None,
@@ -95,6 +97,12 @@ class ModelBody(BaseModel):
     context_tokens: int | None
     input_schema: dict[str, Any] | None = Field(description="JSON Schema of one input of `/v1/predict`.")
     output_schema: dict[str, Any] | None
+    tensors: dict[str, Any] | None = Field(
+        description="Names, datatypes and shapes of inputs and outputs; -1: any size."
+    )
+    batching: dict[str, Any] | None = Field(
+        description="How its calls are computed together, since it was loaded; for operators."
+    )
     versions: list[str]
     aliases: dict[str, str]
     prices: ModelPrices | None = Field(description="None where the model is free.")
@@ -154,10 +162,10 @@ async def list_versions(model_id: str, platform: PlatformDep, caller: ReaderDep)
     responses=errors(401, 403, 404, 429),
 )
 async def get_model(model_id: str, platform: PlatformDep, caller: ReaderDep) -> ModelBody:
-    return model_body(platform, platform.catalog.get_for(caller, model_id))
+    return model_body(platform, platform.catalog.get_for(caller, model_id), operator=caller.operator)
 
 
-def model_body(platform: Platform, model: Model) -> ModelBody:
+def model_body(platform: Platform, model: Model, *, operator: bool = False) -> ModelBody:
     """The public description of a model."""
     health: Health = model_health(model)
     latest = model.versions[model.aliases["latest"]]
@@ -181,6 +189,8 @@ def model_body(platform: Platform, model: Model) -> ModelBody:
         context_tokens=settings.context_tokens,
         input_schema=info.get("input_schema"),
         output_schema=info.get("output_schema"),
+        tensors=info.get("tensors"),
+        batching=info.get("batching") if operator else None,
         versions=list(model.versions),
         aliases=model.aliases,
         prices=_prices(platform, model),

@@ -29,7 +29,7 @@ from modelport.main.models import build_models
 from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
-from modelport.observe.metrics import process_metrics
+from modelport.observe.metrics import Metrics, process_metrics
 from modelport.replay.cache.answers import AnswerStore, MemoryAnswers, SharedAnswers
 from modelport.replay.cache.service import ResponseCache
 from modelport.replay.cache.turns import Turns
@@ -79,8 +79,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         treasury = await _run(stack, _treasury(db, state, ledger, clock))
         cashier = Cashier(limiter, treasury, clock=clock, settings=settings.budgets, metrics=metrics)
         admission = Admission(keyring, limiter, cashier)
-        catalog = await _run(stack, Catalog(build_models(settings, places, now_us=clock.now_us())))
-        metrics.batches.watch(catalog.batch_figures)
+        catalog = await _run(stack, _catalog(settings, places, clock, metrics))
         router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
         idempotency = await _run(stack, Idempotency(db, clock=clock, settings=settings.idempotency))
         corridor = Corridor(
@@ -128,6 +127,12 @@ def _state(settings: Settings, clock: Clock) -> State:
         namespace=settings.state.namespace,
         clock=clock,
     )
+
+
+def _catalog(settings: Settings, places: Places, clock: Clock, metrics: Metrics) -> Catalog:
+    catalog = Catalog(build_models(settings, places, now_us=clock.now_us()))
+    metrics.batches.watch(catalog.batch_figures)
+    return catalog
 
 
 def _cache(settings: Settings, state: State, embedder: Embedder, *, clock: Clock) -> ResponseCache:
