@@ -31,6 +31,16 @@ def sums(path: Path, *, metadata: dict[str, Any] | None = None, width: int | str
     return path
 
 
+def of_rows(path: Path, rows: int) -> Path:
+    """A model made for a fixed number of rows, as some exporters make them."""
+    graph = GraphBuilder(opset=21)
+    x = graph.input("x", "float32", [rows, 2])
+    graph.node("ReduceSum", x, graph.constant(np.array([1])), name="total", keepdims=1)
+    graph.output("total", "float32", [rows, 1])
+    path.write_bytes(graph.build("fixed", metadata={}))
+    return path
+
+
 async def refusal(path: Path, kind: ModelKind = ModelKind.TABULAR, **options: Any) -> str:
     async with running(path, row(kind, **options)) as backend:
         health = backend.health()
@@ -48,6 +58,14 @@ async def test_a_model_of_ones_own_needs_one_line(tmp_path: Path) -> None:
             {"value": 3.0},
             {"value": 7.0},
         ]
+
+
+async def test_a_model_of_one_row_at_a_time_is_given_one_row_at_a_time(tmp_path: Path) -> None:
+    async with running(of_rows(tmp_path / "one.onnx", 1), row(ModelKind.TABULAR)) as backend:
+        calls = (answer(backend, predict([number, 1.0], [number, 2.0])) for number in range(8))
+        found = [delta.value for delta in await asyncio.gather(*calls)]
+    assert found == [[{"value": number + 1.0}, {"value": number + 2.0}] for number in range(8)]
+    assert "exactly 4 rows" in await refusal(of_rows(tmp_path / "four.onnx", 4))
 
 
 async def test_options_of_the_version_win_over_the_models_and_those_over_the_files(tmp_path: Path) -> None:

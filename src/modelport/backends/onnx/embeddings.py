@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from modelport.backends.batching.work import Packing, Prepared
-from modelport.backends.onnx.engine import Array, Engine, split
+from modelport.backends.onnx.engine import Array, Engine, rows_together, split
 from modelport.backends.onnx.options import OnnxOptions, UnusableModel
 from modelport.backends.onnx.runner import check_count, check_options, each_input, shown, with_failed
 from modelport.calls import Call, Delta, Operation, Usage
@@ -58,7 +58,7 @@ class EmbeddingRunner:
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._before, self._after = _frame(self._tokenizer)
         self._width = int(np.size(self.run([[[*self._before, *self._after]]])[0]))
-        self.packing = Packing(options.max_batch or _MAX_BATCH, _MAX_BATCH_TOKENS)
+        self.packing = Packing(rows_together(engine.inputs[0], options.max_batch or _MAX_BATCH), _MAX_BATCH_TOKENS)
 
     def sample(self, rows: int, size: int) -> list[list[int]]:
         most = self._options.max_tokens

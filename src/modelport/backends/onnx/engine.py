@@ -92,6 +92,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def rows_together(port: Port, wanted: int) -> int:
+    """How many rows can be computed at once. Raises: UnusableModel for a file made for a certain number of them."""
+    first = port.shape[0] if port.shape else 1
+    if isinstance(first, int) and first != 1:
+        raise UnusableModel(f"the model takes exactly {first} rows at a time: export it with a free first dimension")
+    return 1 if isinstance(first, int) else wanted
+
+
 def softmax(logits: Array) -> Array:
     """Probabilities along the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))

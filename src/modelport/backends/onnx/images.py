@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelport.backends.batching.work import Packing, Prepared
-from modelport.backends.onnx.engine import Array, Engine, Port, softmax, split
+from modelport.backends.onnx.engine import Array, Engine, Port, rows_together, softmax, split
 from modelport.backends.onnx.options import OnnxOptions, UnusableModel
 from modelport.backends.onnx.pictures import PictureLimits, picture_bytes, to_pixels
 from modelport.backends.onnx.runner import check_count, check_options, each_input, with_failed
@@ -40,7 +40,7 @@ class ImageRunner:
         self._labels = labels or [str(index) for index in range(width)]
         if len(self._labels) != width:
             raise UnusableModel(f"the model tells {width} classes apart, but there are {len(labels)} labels")
-        self.packing = Packing(options.max_batch or _MAX_BATCH)
+        self.packing = Packing(rows_together(self._input, options.max_batch or _MAX_BATCH))
 
     def sample(self, rows: int, size: int) -> list[NDArray[np.uint8]]:
         return [np.zeros((self._size, self._size, 3), np.uint8)] * rows

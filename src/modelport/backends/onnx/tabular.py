@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from modelport.backends.batching.work import Packing, Prepared
-from modelport.backends.onnx.engine import Array, Engine, softmax, split
+from modelport.backends.onnx.engine import Array, Engine, rows_together, softmax, split
 from modelport.backends.onnx.options import OnnxOptions, UnusableModel
 from modelport.backends.onnx.runner import check_count, check_options, each_input, shown, with_failed
 from modelport.calls import Call, Delta, Usage
@@ -45,7 +45,7 @@ class TabularRunner:
         self._labels = labels or ([] if options.output == "value" or width == 1 else [str(i) for i in range(width)])
         if self._labels and len(self._labels) != width:
             raise UnusableModel(f"the model tells {width} classes apart, but there are {len(self._labels)} labels")
-        self.packing = Packing(options.max_batch or _MAX_BATCH)
+        self.packing = Packing(rows_together(port, options.max_batch or _MAX_BATCH))
 
     def sample(self, rows: int, size: int) -> Array:
         return np.zeros((rows, len(self._features)))
