@@ -48,6 +48,7 @@ class EmbeddingRunner:
 
     def __init__(self, engine: Engine, options: OnnxOptions) -> None:
         self._engine = engine
+        self.packing = Packing(rows_together(engine.inputs[0], options.max_batch or _MAX_BATCH), _MAX_BATCH_TOKENS)
         self._options = options
         self._names = {port.name for port in engine.inputs}
         if "input_ids" not in self._names or not self._names <= {"input_ids", "attention_mask", "token_type_ids"}:
@@ -58,7 +59,6 @@ class EmbeddingRunner:
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._before, self._after = _frame(self._tokenizer)
         self._width = int(np.size(self.run([[[*self._before, *self._after]]])[0]))
-        self.packing = Packing(rows_together(engine.inputs[0], options.max_batch or _MAX_BATCH), _MAX_BATCH_TOKENS)
 
     def sample(self, rows: int, size: int) -> list[list[int]]:
         most = self._options.max_tokens

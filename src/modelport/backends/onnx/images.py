@@ -31,6 +31,7 @@ class ImageRunner:
         if len(engine.inputs) != 1:
             raise UnusableModel(f"an image model has one input, this one has {len(engine.inputs)}")
         self._engine = engine
+        self.packing = Packing(rows_together(engine.inputs[0], options.max_batch or _MAX_BATCH))
         self._options = options
         self._input = engine.inputs[0]
         self._output = engine.outputs[0].name
@@ -40,7 +41,6 @@ class ImageRunner:
         self._labels = labels or [str(index) for index in range(width)]
         if len(self._labels) != width:
             raise UnusableModel(f"the model tells {width} classes apart, but there are {len(labels)} labels")
-        self.packing = Packing(rows_together(self._input, options.max_batch or _MAX_BATCH))
 
     def sample(self, rows: int, size: int) -> list[NDArray[np.uint8]]:
         return [np.zeros((self._size, self._size, 3), np.uint8)] * rows

@@ -32,6 +32,7 @@ class TabularRunner:
         if len(engine.inputs) != 1 or len(port.shape) != 2 or not port.dtype.startswith("float"):
             raise UnusableModel("a tabular model has one input of rows of numbers: float (batch, features)")
         self._engine = engine
+        self.packing = Packing(rows_together(engine.inputs[0], options.max_batch or _MAX_BATCH))
         self._options = options
         self._input = port
         declared = port.shape[1] if isinstance(port.shape[1], int) else len(options.features)
@@ -45,7 +46,6 @@ class TabularRunner:
         self._labels = labels or ([] if options.output == "value" or width == 1 else [str(i) for i in range(width)])
         if self._labels and len(self._labels) != width:
             raise UnusableModel(f"the model tells {width} classes apart, but there are {len(self._labels)} labels")
-        self.packing = Packing(rows_together(port, options.max_batch or _MAX_BATCH))
 
     def sample(self, rows: int, size: int) -> Array:
         return np.zeros((rows, len(self._features)))
