@@ -46,7 +46,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One load's figures. `calls` counts whole answers, of which `wrong` were not what the upstream had said."""
+    """One load's figures. `calls` counts whole answers, of which `wrong` were not what the upstream had said.
+
+    `right_per_s`: right answers before the end. `in_time`: right ones within the SLO. `refused`: status 429 or 503,
+    among the wrong ones. `due` calls of an open loop, of which `unsent` found every connection busy.
+    """
 
     calls: int
     wrong: int
@@ -63,6 +67,11 @@ class Loaded:
     bytes: int
     answer_bytes: int
     answer_events: int
+    right_per_s: float
+    in_time: int
+    refused: int
+    unsent: int
+    due: int
 
 
 class WrongAnswer(Exception):

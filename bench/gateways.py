@@ -212,7 +212,7 @@ def _progress(number: int, scenario: Scenario, name: str, measured: Measurement)
     )
 
 
-def _machine() -> str:
+def machine() -> str:
     model = next(
         (
             line.partition(":")[2].strip()
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             versions = {name: target.running.version for name, target in bench.targets.items()}
             run = Run(
                 command=f"python -m bench.gateways --rounds {options.rounds} --seconds {options.seconds:g}",
-                machine=_machine(),
+                machine=machine(),
                 rounds=options.rounds,
                 seconds=options.seconds,
                 versions=versions,

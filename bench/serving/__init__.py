@@ -1,0 +1,1 @@
+"""Model servers side by side: the same ONNX models on Modelport and on its rivals."""

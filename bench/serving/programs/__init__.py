@@ -1,0 +1,1 @@
+"""What runs in the rivals' own environments: each file is the least that its server's documentation asks for."""
