@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Predictions are off by about a fifth; what is promised with this much in reserve is kept.
 MARGIN = 0.8
@@ -19,8 +19,7 @@ _NEWEST = 0.05
 _MOST_LONGER = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A call that was let in: whose it is, when it came, how long it is expected to wait, and when it is of no use."""
 
     tenant: str
@@ -29,8 +28,7 @@ class Turn:
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(NamedTuple):
     """What is expected of a call that comes now: how long it waits, and how long it is computed."""
 
     wait_s: float

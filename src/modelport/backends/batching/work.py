@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from modelport.calls import Call, Delta, Usage
 from modelport.errors import ModelportError
@@ -18,8 +20,7 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice, /) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A call that is ready to be computed.
 
     `run` takes blocks of `rows`. `sizes` are what each row costs, in the units of the packing; None is 1 each. Rows of
@@ -33,7 +34,7 @@ class Prepared:
     context: Any = None
     sizes: Sequence[int] | None = None
     lane: object = None
-    failed: Mapping[int, ModelportError] = field(default_factory=dict)
+    failed: Mapping[int, ModelportError] = {}
     heavy: bool = False
 
 

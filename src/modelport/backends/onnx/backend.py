@@ -113,7 +113,9 @@ class OnnxBackend:
         self._inside += 1
         try:
             prepared = self._counted.pop(call.id, None)
-            if prepared is None:
+            if prepared is None and runner.is_light(call):
+                prepared = runner.prepare(call)
+            elif prepared is None:
                 batcher.announce(tenant, cost)
                 try:
                     prepared = await self._prepare(runner, call)

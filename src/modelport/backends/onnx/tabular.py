@@ -121,7 +121,7 @@ class TabularRunner:
             rows = np.array(inputs, np.float64)
         except OverflowError:
             return None
-        return rows if bool((np.abs(rows) <= _LARGEST).all()) else None
+        return rows if not rows.size or np.abs(rows).max() <= _LARGEST else None
 
     def _row(self, value: Any, param: str) -> list[float]:
         if isinstance(value, dict):
