@@ -76,7 +76,7 @@ class Batcher:
         if self._closed:
             raise Unavailable("The model is being shut down.")
         now_s = self._clock.monotonic_s()
-        if not self._running and not self._queue.busy:
+        if self.idle:
             return Turn(tenant, now_s, 0.0, deadline_s)
         outlook = self.outlook(tenant, cost, now_s)
         longer = Outlook(outlook.wait_s * self._experience.factor(tenant), outlook.own_s)
@@ -89,6 +89,31 @@ class Batcher:
                 retry_after_s=round(retry_s, 2),
             )
         return Turn(tenant, now_s, outlook.wait_s, deadline_s)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is computed, waits, or is on its way."""
+        return not self._running and not self._queue.busy
+
+    def at_once(self, prepared: Prepared) -> list[Any] | None:
+        """The results of a call that takes next to no time, computed here and now; None where it takes longer, or the
+        model isn't idle. Raises: Internal."""
+        rows, sizes, expected = len(prepared.rows), prepared.sizes, self.cost
+        if not rows or rows > self._terms.packing.max_rows or self._closed or not self.idle or not expected.sure:
+            return None
+        cost = rows if sizes is None else rows * max(sizes)
+        if expected.base_s + expected.slope_s * cost > INLINE_S:
+            return None
+        self.figures.sizes.add(rows)
+        self.figures.waits_s.add(0.0)
+        self._unmeasured -= 1
+        if self._unmeasured > 0:
+            return list(self._compute([prepared.rows[:rows]]))
+        self._unmeasured = _MEASURE_EVERY
+        started_s = self._clock.monotonic_s()
+        results = list(self._compute([prepared.rows[:rows]]))
+        expected.learn(cost, self._clock.monotonic_s() - started_s)
+        return results
 
     def announce(self, tenant: str, cost: int) -> None:
         """Count a call that was let in and is being prepared; a negative cost takes it back."""
@@ -114,8 +139,6 @@ class Batcher:
             raise Unavailable("The model is being shut down.")
         if not len(prepared.rows):
             return []
-        if not self._running and not self._queue.waiting and self._is_tiny(prepared):
-            return self._at_once(prepared)
         ticket = _Ticket(asyncio.get_running_loop().create_future(), turn, len(prepared.rows))
         entry = Entry(
             turn.tenant,
@@ -150,28 +173,6 @@ class Batcher:
         self._closed = True
         for entry in self._queue.drain():
             _fail(entry, Unavailable("The model is being shut down."))
-
-    def _is_tiny(self, prepared: Prepared) -> bool:
-        rows = len(prepared.rows)
-        if rows > self._terms.packing.max_rows or not self.cost.sure:
-            return False
-        cost = rows if prepared.sizes is None else rows * max(prepared.sizes)
-        return self.cost.predict(cost) < INLINE_S
-
-    def _at_once(self, prepared: Prepared) -> list[Any]:
-        rows = len(prepared.rows)
-        self.figures.sizes.add(rows)
-        self._unmeasured -= 1
-        if self._unmeasured > 0:
-            results = list(self._compute([prepared.rows[:rows]]))
-        else:
-            self._unmeasured = _MEASURE_EVERY
-            started_s = self._clock.monotonic_s()
-            results = list(self._compute([prepared.rows[:rows]]))
-            cost = rows if prepared.sizes is None else rows * max(prepared.sizes)
-            self.cost.learn(cost, self._clock.monotonic_s() - started_s)
-        self.figures.waits_s.add(0.0)
-        return results
 
     def _results(self, batch: Batch, done: asyncio.Future[tuple[Sequence[Any], float]]) -> Sequence[Any]:
         if done.cancelled():

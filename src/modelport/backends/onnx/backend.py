@@ -28,6 +28,7 @@ _LONGEST_RETRY_S = 30.0
 _SHORTEST_RETRY_S = 0.1
 # Within what time an answer is of use, where the configuration says nothing: far more than a call takes by itself.
 _SLO_S = {ModelKind.TABULAR: 1.0, ModelKind.IMAGE: 1.0, ModelKind.EMBEDDING: 2.0}
+_EVERY_KIND = frozenset({Operation.PREDICT, Operation.INFER})
 
 
 class OnnxBackend:
@@ -50,6 +51,7 @@ class OnnxBackend:
         self._path = path
         self._model_kind = model_kind
         self._configured = configured
+        self._operations = _EVERY_KIND | ({Operation.EMBEDDING} if model_kind is ModelKind.EMBEDDING else set())
         self._clock = clock or SystemClock()
         self._health = Health(Status.LOADING, "The model is waiting to be loaded.")
         self._loading: asyncio.Task[None] | None = None
@@ -106,26 +108,35 @@ class OnnxBackend:
 
     async def stream(self, call: Call, *, model: str, max_output_tokens: int | None) -> AsyncGenerator[Delta]:
         runner, batcher = self._ready(call)
+        prepared = self._counted.pop(call.id, None) if self._counted else None
+        if batcher.idle:
+            if prepared is None and runner.is_light(call):
+                prepared = runner.prepare(call)
+            if prepared is not None and not prepared.heavy:
+                results = batcher.at_once(prepared)
+                if results is not None:
+                    yield runner.render(call, prepared, results)
+                    return
+        yield await self._in_turn(runner, batcher, call, prepared)
+
+    async def _in_turn(self, runner: Runner, batcher: Batcher, call: Call, prepared: Prepared | None) -> Delta:
+        """The answer of a call that waits for its turn."""
         if self._inside >= self._limit:
             raise self._overloaded(call, batcher)
         tenant, cost = call.caller.organization_id, runner.weigh(call)
         turn = batcher.admit(tenant, cost, deadline_s=call.deadline_s)
         self._inside += 1
         try:
-            prepared = self._counted.pop(call.id, None)
-            if prepared is None and runner.is_light(call):
-                prepared = runner.prepare(call)
-            elif prepared is None:
+            if prepared is None:
                 batcher.announce(tenant, cost)
                 try:
                     prepared = await self._prepare(runner, call)
                 finally:
                     batcher.announce(tenant, -cost)
             results = await batcher.submit(turn, prepared)
-            answer = await self._render(runner, call, prepared, results)
+            return await self._render(runner, call, prepared, results)
         finally:
             self._inside -= 1
-        yield answer
 
     def _ready(self, call: Call) -> tuple[Runner, Batcher]:
         if self._runner is None or self._batcher is None:
@@ -135,9 +146,7 @@ class OnnxBackend:
                 f"The model {call.model!r} could not be loaded; its operator can see why.",
                 internal=self._health.detail,
             )
-        operation = call.operation
-        embeds = operation is Operation.EMBEDDING and self._model_kind is ModelKind.EMBEDDING
-        if operation is not Operation.PREDICT and operation is not Operation.INFER and not embeds:
+        if call.operation not in self._operations:
             raise BadRequest(f"The model {call.model!r} can't do this: its kind is {self._model_kind}.", param="model")
         return self._runner, self._batcher
 
