@@ -150,7 +150,7 @@ async def test_anothers_bad_row_breaks_no_batch_mate() -> None:
         mask = tensor("attention_mask", np.ones((1, 3)), "INT64", "<i8")
         return infer(tensor("input_ids", [[first, 7592, 102]], "INT64", "<i8"), mask)
 
-    async with serving("all-minilm-l6-v2") as backend:
+    async with serving("all-minilm-l6-v2", slo_ms=600_000) as backend:
         busy = asyncio.create_task(answer(backend, embed(["word " * 200] * 8)))
         await asyncio.sleep(0)
         calls = [tokens(101), tokens(2_000_000), tokens(101)]

@@ -185,7 +185,20 @@ def test_what_is_ahead_grows_with_the_call_and_never_counts_more_than_waits(
         queue.push(Entry(tenant, [0] * count))
     ahead = queue.ahead_of("x", cost)
     assert ahead <= queue.ahead_of("x", cost + more) <= sum(count for _, count in waiting)
-    assert ahead >= sum(count for tenant, count in waiting if tenant == "x")
+    assert ahead >= sum(min(count, 8) for tenant, count in waiting if tenant == "x")
+
+
+def test_a_small_call_waits_for_one_batch_of_a_large_one_of_its_own_organization() -> None:
+    queue = FairQueue(Packing(8))
+    queue.push(Entry("x", [0] * 2_000))
+    queue.push(Entry("y", [0] * 2_000))
+    queue.announce("x", 500)
+    assert queue.ahead_of("x", 1) == 8 + 8 + (8 + 8 + 1)
+    queue.retract("x", 500)
+    assert queue.ahead_of("x", 1) == 8 + (8 + 1)
+    queue.push(Entry("x", [1]))
+    begun = [queue.take(0.0) for _ in range(3)]
+    assert [1] in [block for batch in begun for _, _, block in batch.entries]
 
 
 seconds = st.floats(0.0, 10.0)

@@ -6,7 +6,8 @@ No window is waited for. A batch grows by itself with the backlog, and a lone ca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -115,9 +116,14 @@ class Batcher:
         expected.learn(cost, self._clock.monotonic_s() - started_s)
         return results
 
-    def announce(self, tenant: str, cost: int) -> None:
-        """Count a call that was let in and is being prepared; a negative cost takes it back."""
-        self._queue.announce(tenant, cost)
+    @contextlib.contextmanager
+    def on_its_way(self, turn: Turn, cost: int) -> Iterator[None]:
+        """Count a call that was let in and is being prepared."""
+        self._queue.announce(turn.tenant, cost)
+        try:
+            yield
+        finally:
+            self._queue.retract(turn.tenant, cost)
 
     def outlook(self, tenant: str, cost: int, now_s: float) -> Outlook:
         """How long a new call would wait, and be computed."""

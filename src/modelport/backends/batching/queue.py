@@ -21,6 +21,7 @@ from modelport.backends.batching.work import Packing, Rows
 LOOK_AHEAD = 64
 # Organizations without a waiting call whose clock is kept while it is ahead of the others'.
 _IDLE_CLOCKS = 1024
+_NOTHING = (0, 0)
 
 
 class Entry:
@@ -126,8 +127,8 @@ class FairQueue:
         self._turns: list[tuple[float, int, _Tenant]] = []
         self._numbers = iter(range(1 << 62))
         self._idle: OrderedDict[str, float] = OrderedDict()
-        # What each organization has waiting, or on its way, by cost.
-        self._backlogs: dict[str, int] = {}
+        # The cost of what each organization has waiting or on its way: in all, and at most a batch of each call.
+        self._backlogs: dict[str, tuple[int, int]] = {}
         self._now = 0.0
         self.waiting = 0
 
@@ -137,12 +138,12 @@ class FairQueue:
         return bool(self._backlogs)
 
     def announce(self, tenant: str, cost: int) -> None:
-        """Count a call that is on its way here, so that others know of it. A negative cost takes it back."""
-        backlog = self._backlogs.get(tenant, 0) + cost
-        if backlog > 0:
-            self._backlogs[tenant] = backlog
-        else:
-            self._backlogs.pop(tenant, None)
+        """Count a call that is on its way here, so that others know of it, until it is retracted."""
+        self._adjust(tenant, 0, cost)
+
+    def retract(self, tenant: str, cost: int) -> None:
+        """The call that was announced is here now, or won't come."""
+        self._adjust(tenant, cost, 0)
 
     def push(self, entry: Entry) -> None:
         tenant = self._tenants.get(entry.tenant)
@@ -151,7 +152,7 @@ class FairQueue:
             tenant = self._tenants[entry.tenant] = _Tenant(entry.tenant, clock)
             self._wait(tenant)
         tenant.entries[entry] = None
-        self.announce(entry.tenant, entry.left)
+        self._adjust(entry.tenant, 0, entry.left)
         self.waiting += 1
 
     def drop(self, entry: Entry) -> None:
@@ -195,10 +196,24 @@ class FairQueue:
         return found
 
     def ahead_of(self, tenant: str, cost: int) -> int:
-        """What will be computed before a new call of this cost is done: fair turns given, no more of anybody's than it
-        and what its own organization has waiting."""
-        own = self._backlogs.get(tenant, 0)
-        return own + sum(min(others, own + cost) for name, others in self._backlogs.items() if name != tenant)
+        """What will be computed before a new call of this cost is done, if turns are given as they are.
+
+        Of its own organization's calls each has as many turns as it needs itself; others get no more than both.
+        """
+        backlog, front = self._backlogs.get(tenant, _NOTHING)
+        own = min(backlog, front * -(-cost // self._packing.full_cost))
+        others = (theirs for name, (theirs, _) in self._backlogs.items() if name != tenant)
+        return own + sum(min(theirs, own + cost) for theirs in others)
+
+    def _adjust(self, tenant: str, before: int, after: int) -> None:
+        """What is left of a call changed from `before` to `after`."""
+        full = self._packing.full_cost
+        backlog, front = self._backlogs.get(tenant, _NOTHING)
+        backlog += after - before
+        if backlog > 0:
+            self._backlogs[tenant] = backlog, front + min(after, full) - min(before, full)
+        else:
+            self._backlogs.pop(tenant, None)
 
     def _take_from(self, tenant: _Tenant, rest: Iterator[Entry], batch: Batch, now_s: float) -> tuple[int, int]:
         """What was taken of the tenant's next call that goes with the batch, and how many were looked at."""
@@ -212,7 +227,7 @@ class FairQueue:
             taken = batch.take(entry)
             if not taken:
                 continue
-            self.announce(tenant.name, -taken)
+            self._adjust(tenant.name, entry.left + taken, entry.left)
             if entry.complete:
                 self._remove(tenant, entry)
             else:
@@ -223,7 +238,7 @@ class FairQueue:
 
     def _remove(self, tenant: _Tenant, entry: Entry) -> None:
         del tenant.entries[entry]
-        self.announce(tenant.name, -entry.left)
+        self._adjust(tenant.name, entry.left, 0)
         self.waiting -= 1
 
     def _wait(self, tenant: _Tenant) -> None:

@@ -27,7 +27,7 @@ _COUNTED_CALLS = 1024
 _LONGEST_RETRY_S = 30.0
 _SHORTEST_RETRY_S = 0.1
 # Within what time an answer is of use, where the configuration says nothing: far more than a call takes by itself.
-_SLO_S = {ModelKind.TABULAR: 1.0, ModelKind.IMAGE: 1.0, ModelKind.EMBEDDING: 2.0}
+_SLO_S = {ModelKind.TABULAR: 1.0, ModelKind.IMAGE: 3.0, ModelKind.EMBEDDING: 5.0}
 _EVERY_KIND = frozenset({Operation.PREDICT, Operation.INFER})
 
 
@@ -123,16 +123,13 @@ class OnnxBackend:
         """The answer of a call that waits for its turn."""
         if self._inside >= self._limit:
             raise self._overloaded(call, batcher)
-        tenant, cost = call.caller.organization_id, runner.weigh(call)
-        turn = batcher.admit(tenant, cost, deadline_s=call.deadline_s)
+        cost = runner.weigh(call)
+        turn = batcher.admit(call.caller.organization_id, cost, deadline_s=call.deadline_s)
         self._inside += 1
         try:
             if prepared is None:
-                batcher.announce(tenant, cost)
-                try:
+                with batcher.on_its_way(turn, cost):
                     prepared = await self._prepare(runner, call)
-                finally:
-                    batcher.announce(tenant, -cost)
             results = await batcher.submit(turn, prepared)
             return await self._render(runner, call, prepared, results)
         finally:
