@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -144,10 +144,28 @@ class CacheSettings(_Group):
     )
 
 
+def _latency_bound(value: float) -> float:
+    if round(value * 1000) not in BOUNDS_US:
+        raise ValueError(f"is one of {', '.join(f'{bound / 1000:g}' for bound in BOUNDS_US)}")
+    return value
+
+
+LatencyBound = Annotated[float, AfterValidator(_latency_bound)]
+
+
+class ModelSloSettings(_Group):
+    """What is promised of one model; what is empty is as for all."""
+
+    latency_ms: LatencyBound | None = Field(None, description="Promised at every endpoint then.")
+    latency_share: float | None = Field(None, gt=0, lt=1)
+    error_rate: float | None = Field(None, gt=0, lt=1)
+    availability: float | None = Field(None, gt=0, lt=1)
+
+
 class SloSettings(_Group):
     """What is promised of the calls, and counted: see `/v1/metrics` and `/v1/admin/slo`."""
 
-    latency_ms: float = Field(200.0, description="A call that takes longer is late; one of the histogram's bounds.")
+    latency_ms: LatencyBound = Field(200.0, description="A call that takes longer is late; a bound of the histogram.")
     latency_share: float = Field(0.95, gt=0, lt=1, description="The share of good calls that are not late.")
     latency_endpoints: list[str] = Field(
         default=["/v1/predict", "/v1/images/classify", "/v2/*"],
@@ -161,13 +179,6 @@ class SloSettings(_Group):
         14.4, gt=0, description="Spent so many times too fast, over 5 minutes and an hour, a promise is logged."
     )
     interval_s: float = Field(10.0, gt=0, description="How often each worker adds its counts to the database.")
-
-    @field_validator("latency_ms")
-    @classmethod
-    def _is_a_bound(cls, value: float) -> float:
-        if round(value * 1000) not in BOUNDS_US:
-            raise ValueError(f"is one of {', '.join(f'{bound / 1000:g}' for bound in BOUNDS_US)}")
-        return value
 
 
 class LogSettings(_Group):
@@ -405,6 +416,7 @@ class ModelSettings(_Group):
     prices: PriceSettings | None = Field(None, description="Empty: the built-in price list, else free.")
     cache: ModelCacheSettings | None = Field(None, description="Give answers again; empty: never.")
     semantic: SemanticSettings | None = Field(None, description="Also to nearly the same question; needs a cache.")
+    slo: ModelSloSettings | None = Field(None, description="Promises of its own; empty: those of `[slo]`.")
     description: str = ""
     context_tokens: int | None = Field(None, ge=1)
     max_output_tokens: int | None = Field(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modelport.kit.latency import BOUNDS_S, BOUNDS_US
-from modelport.settings import SloSettings
+from modelport.settings import ModelSloSettings, SloSettings
 from modelport.slo.model import HOUR_S, MINUTE_S, WINDOWS, Counts, Objective, Promise, Tally, Window
 from modelport.slo.rules import has_latency, hit_rate, minutes_between, promises, quantiles_ms, slot_of, window_start
 
@@ -23,10 +23,12 @@ def counted(statuses: dict[int, int], good: dict[int, int] | None = None) -> Cou
     return Counts(Counter(statuses), Counter(good or {}))
 
 
-def told(counts: Counts, settings: SloSettings = SETTINGS) -> dict[Objective, Promise]:
+def told(
+    counts: Counts, settings: SloSettings = SETTINGS, own: dict[str, ModelSloSettings] | None = None
+) -> dict[Objective, Promise]:
     """The promises of one model whose calls were the same in every window."""
     tallies = {window: Tally(0, 1, calls={PREDICT: counts}) for window in WINDOWS}
-    return {promise.objective: promise for promise in promises(tallies, settings)}
+    return {promise.objective: promise for promise in promises(tallies, settings, own or {})}
 
 
 def test_calls_below_the_bound_are_in_time_and_those_above_are_late() -> None:
@@ -57,12 +59,12 @@ def test_a_promise_burns_only_when_both_the_fast_and_the_slow_window_say_so() ->
     both = {window: Tally(0, 1, calls={PREDICT: bad}) for window in WINDOWS}
     fast_alone = both | {window: Tally(0, 1, calls={PREDICT: good}) for window in WINDOWS[1:]}
     for tallies, burning in ((both, True), (fast_alone, False)):
-        found = {promise.objective: promise.burning for promise in promises(tallies, SETTINGS)}
+        found = {promise.objective: promise.burning for promise in promises(tallies, SETTINGS, {})}
         assert found[Objective.ERRORS] is burning
 
 
 def test_without_calls_nothing_is_met_and_nothing_is_missed() -> None:
-    (uptime,) = promises({window: Tally(0, 1) for window in WINDOWS}, SETTINGS)
+    (uptime,) = promises({window: Tally(0, 1) for window in WINDOWS}, SETTINGS, {})
     assert uptime.objective is Objective.UPTIME
     assert {level.met for level in uptime.levels} == {None}
 
@@ -74,9 +76,22 @@ def test_latency_is_promised_where_the_settings_say_and_only_there() -> None:
     assert Objective.LATENCY not in told(counted({200: 1}), SloSettings(latency_endpoints=[]))
 
 
+def test_a_models_own_promises_replace_those_of_all_and_what_it_leaves_open_stays() -> None:
+    at = BOUNDS_S.index(0.05)
+    counts = counted({200: 100, 500: 1}, {at: 90, at + 1: 10})
+    own = {"iris": ModelSloSettings(latency_ms=50, error_rate=0.5)}
+    found = told(counts, SloSettings(latency_endpoints=[]), own)
+    assert (found[Objective.LATENCY].threshold_ms, found[Objective.LATENCY].levels[0].good) == (50, 90)
+    assert [found[name].levels[0].met for name in (Objective.LATENCY, Objective.ERRORS)] == [False, True]
+    assert found[Objective.AVAILABILITY].target == 0.999
+    assert told(counts, own={"other": own["iris"]})[Objective.LATENCY].levels[0].met is True
+
+
 def test_a_bound_that_nothing_is_counted_by_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValidationError, match=r"is one of 1, 2\.5, 5, 10"):
         SloSettings(latency_ms=210)
+    with pytest.raises(ValidationError, match="is one of"):
+        ModelSloSettings(latency_ms=210)
 
 
 def test_a_window_begins_at_a_slot_and_is_never_shorter_than_it_says() -> None:

@@ -19,6 +19,8 @@ from modelport.settings import SloSettings
 from modelport.slo import service as slo_service
 from modelport.slo.model import WINDOWS, Objective, Tally
 from modelport.slo.service import ServiceLevels
+from modelport.state.memory import MemoryState
+from modelport.state.protocol import State
 from tests.waiting import wait_until
 
 FIVE, HOUR, MONTH = WINDOWS
@@ -30,9 +32,9 @@ SETTINGS = SloSettings(interval_s=3600)
 class Worker:
     """One worker's metrics and its part in the levels."""
 
-    def __init__(self, db: Database, clock: ManualClock) -> None:
+    def __init__(self, db: Database, clock: ManualClock, state: State) -> None:
         self.metrics = Metrics()
-        self.levels = ServiceLevels(db, metrics=self.metrics, clock=clock, settings=SETTINGS)
+        self.levels = ServiceLevels(db, state, metrics=self.metrics, clock=clock, settings=SETTINGS, of_models={})
 
     def call(self, status: int = 200, *, ms: float = 3.0, served: Served = SERVED) -> None:
         latency_us = round(ms * 1000)
@@ -46,8 +48,8 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(db: Database, clock: ManualClock) -> AsyncIterator[Worker]:
-    worker = Worker(db, clock)
+async def working(db: Database, clock: ManualClock, state: State | None = None) -> AsyncIterator[Worker]:
+    worker = Worker(db, clock, state or MemoryState(clock))
     await worker.levels.start()
 
     async def began() -> bool:
@@ -151,15 +153,17 @@ async def test_counts_wait_for_a_database_that_is_away_and_only_so_many(
         assert (await worker.look())[0].calls["iris", "/v1/predict"].statuses == {200: 1, 500: 1}
 
 
-async def test_a_promise_that_begins_to_burn_and_one_that_recovers_are_a_line_each(any_database: Database) -> None:
+async def test_a_promise_that_begins_to_burn_and_one_that_recovers_are_a_line_each_of_all_workers(
+    any_database: Database,
+) -> None:
     clock = ManualClock()
-    async with working(any_database, clock) as worker:
+    state = MemoryState(clock)
+    async with working(any_database, clock, state) as worker, working(any_database, clock, state) as other:
         worker.call(500)
         with capture_logs() as lines:
-            for _ in range(2):
-                clock.advance(slo_service.ALARM_INTERVAL_S)
+            for pause_s in (slo_service.ALARM_INTERVAL_S, slo_service.ALARM_INTERVAL_S, 6 * 60):
+                clock.advance(pause_s)
                 await worker.levels._now_and_then()
-            clock.advance(6 * 60)
-            await worker.levels._now_and_then()
+                await other.levels._now_and_then()
     told = [(line["event"], line["model"], line["objective"]) for line in lines]
     assert told == [("slo_burning", "iris", "errors"), ("slo_recovered", "iris", "errors")]

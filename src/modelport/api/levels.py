@@ -12,7 +12,6 @@ from modelport.api.level_bodies import SloList, SummaryBody, slo_body, summary_b
 from modelport.api.responses import errors
 from modelport.errors import BadRequest
 from modelport.slo.model import WINDOWS
-from modelport.slo.rules import promises
 
 router = APIRouter(tags=["Operation"])
 _BY_NAME = {window.name: window for window in WINDOWS}
@@ -35,7 +34,7 @@ async def get_metrics(platform: PlatformDep, _operator: OperatorDep, window: Win
     if chosen is None:
         raise BadRequest(f"window must be {', '.join(_BY_NAME)}.", param="window")
     tallies = await platform.levels.windows((chosen,))
-    return summary_body(chosen, tallies[chosen], promises(tallies, platform.levels.settings))
+    return summary_body(chosen, tallies[chosen], platform.levels.promises(tallies))
 
 
 @router.get(

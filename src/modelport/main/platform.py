@@ -94,8 +94,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             cache=_cache(settings, state, Embedder(catalog, ids=ids, clock=clock), clock=clock),
             call_timeout_s=settings.server.call_timeout_s,
         )
-        levels = ServiceLevels(db, metrics=metrics, clock=clock, settings=settings.slo)
-        await _run(stack, levels)
+        levels = await _run(stack, _levels(settings, db, state, clock=clock))
         stack.push_async_callback(corridor.close)
         yield Platform(
             settings=settings,
@@ -144,6 +143,12 @@ def _cache(settings: Settings, state: State, embedder: Embedder, *, clock: Clock
     else:
         store, turns = MemoryAnswers(clock, max_bytes=settings.cache.memory_bytes), None
     return ResponseCache(store, clock=clock, embed=embedder.embed, turns=turns)
+
+
+def _levels(settings: Settings, db: Database, state: State, *, clock: Clock) -> ServiceLevels:
+    """What was promised of the calls, of some models by their own row, and what comes of it."""
+    own = {row.id: row.slo for row in all_models(settings) if row.slo is not None}
+    return ServiceLevels(db, state, metrics=process_metrics(), clock=clock, settings=settings.slo, of_models=own)
 
 
 def _treasury(db: Database, state: State, ledger: Ledger, clock: Clock) -> Treasury:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from modelport.kit.latency import BOUNDS_US
-from modelport.settings import SloSettings
+from modelport.settings import ModelSloSettings, SloSettings
 from modelport.slo.model import MINUTE_S, Counts, Level, Objective, Promise, Tally, Window
 
 _SECOND_US = 1_000_000
@@ -79,15 +80,29 @@ def total_of(tally: Tally, *, model: str | None = None) -> Counts:
     return total
 
 
-def promises(tallies: Mapping[Window, Tally], settings: SloSettings) -> list[Promise]:
-    """Every promise: the platform's own first, then each model's at each endpoint that was called."""
+def terms_of(settings: SloSettings, own: ModelSloSettings | None) -> SloSettings:
+    """What is promised of a model: what its row says, and for the rest what is promised of all."""
+    if own is None:
+        return settings
+    changed: dict[str, Any] = own.model_dump(exclude_none=True)
+    if own.latency_ms is not None:
+        changed["latency_endpoints"] = ["*"]
+    return settings.model_copy(update=changed)
+
+
+def promises(
+    tallies: Mapping[Window, Tally], settings: SloSettings, own: Mapping[str, ModelSloSettings]
+) -> list[Promise]:
+    """Every promise: the platform's own first, then each model's at each endpoint that was called. `own`: those of
+    models that have some of their own."""
     found = [_uptime(tallies, settings)]
     for model, endpoint in sorted({key for tally in tallies.values() for key in tally.calls}):
+        terms = terms_of(settings, own.get(model))
         counts = {window: tally.calls.get((model, endpoint), Counts()) for window, tally in tallies.items()}
         for objective in (Objective.LATENCY, Objective.ERRORS, Objective.AVAILABILITY):
-            if objective is Objective.LATENCY and not has_latency(endpoint, settings):
+            if objective is Objective.LATENCY and not has_latency(endpoint, terms):
                 continue
-            found.append(_promise(objective, (model, endpoint), counts, settings))
+            found.append(_promise(objective, (model, endpoint), counts, terms))
     return found
 
 

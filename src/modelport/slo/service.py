@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 from collections.abc import Mapping
 
 import structlog
@@ -12,15 +14,17 @@ from modelport.errors import Unavailable
 from modelport.kit.clock import Clock
 from modelport.observe.counts import CountKey
 from modelport.observe.metrics import Metrics
-from modelport.settings import SloSettings
+from modelport.settings import ModelSloSettings, SloSettings
 from modelport.slo import store
 from modelport.slo.model import HOUR_S, MINUTE_S, WINDOWS, Level, Promise, Tally, Window
 from modelport.slo.rules import promises, slot_of
+from modelport.state.protocol import State
 
 # Counts that wait for a database that is away; later ones are dropped, and said to be.
 MAX_WAITING = 50_000
 ALARM_INTERVAL_S = 60.0
 PRUNE_INTERVAL_S = 300.0
+_ALARM_KEY = "slo:alarm"
 _KEPT_MINUTES_S = 2 * HOUR_S
 _KEPT_HOURS_S = max(window.seconds for window in WINDOWS) + 2 * HOUR_S
 _SECOND_US = 1_000_000
@@ -35,11 +39,24 @@ class ServiceLevels:
     on them.
     """
 
-    def __init__(self, db: Database, *, metrics: Metrics, clock: Clock, settings: SloSettings) -> None:
+    def __init__(
+        self,
+        db: Database,
+        state: State,
+        *,
+        metrics: Metrics,
+        clock: Clock,
+        settings: SloSettings,
+        of_models: Mapping[str, ModelSloSettings],
+    ) -> None:
         self._db = db
+        self._state = state
+        # Of all workers of all instances, one writes the lines about promises that burn.
+        self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._metrics = metrics
         self._clock = clock
-        self.settings = settings
+        self._settings = settings
+        self._of_models = of_models
         self._waiting: dict[tuple[int, CountKey], int] = {}
         self._dropped = 0
         self._began = False
@@ -61,6 +78,7 @@ class ServiceLevels:
         await asyncio.gather(self._tending, return_exceptions=True)
         self._tending = None
         try:
+            await self._state.release(_ALARM_KEY, self._owner)
             await self._add(up=False)
         except Unavailable as error:
             log.warning("slo_counts_lost", internal=error.internal)
@@ -77,7 +95,11 @@ class ServiceLevels:
 
     async def report(self) -> list[Promise]:
         """Every promise, with its level in every window. Raises: Unavailable."""
-        return promises(await self.windows(), self.settings)
+        return self.promises(await self.windows())
+
+    def promises(self, tallies: Mapping[Window, Tally]) -> list[Promise]:
+        """Every promise, with its level in these windows."""
+        return promises(tallies, self._settings, self._of_models)
 
     async def _tend(self) -> None:
         while True:
@@ -86,13 +108,14 @@ class ServiceLevels:
                 await self._now_and_then()
             except Unavailable as error:
                 log.warning("slo_counts_wait", internal=error.internal, waiting=len(self._waiting))
-            await asyncio.sleep(self.settings.interval_s)
+            await asyncio.sleep(self._settings.interval_s)
 
     async def _now_and_then(self) -> None:
         now_s = self._clock.monotonic_s()
         if now_s >= self._alarm_due_s:
             self._alarm_due_s = now_s + ALARM_INTERVAL_S
-            self._alarm(await self.report())
+            found = await self.report()
+            self._alarm(found, tell=await self._state.lease(_ALARM_KEY, self._owner, ttl_s=2 * ALARM_INTERVAL_S))
         if now_s >= self._prune_due_s:
             self._prune_due_s = now_s + PRUNE_INTERVAL_S
             await self._prune()
@@ -132,8 +155,8 @@ class ServiceLevels:
         async with self._db.begin() as conn:
             await store.prune(conn, before_us=[(width, now_us - seconds * _SECOND_US) for width, seconds in kept])
 
-    def _alarm(self, found: list[Promise]) -> None:
-        """Show the burn rates, and write a line when a promise begins or ceases to burn."""
+    def _alarm(self, found: list[Promise], *, tell: bool) -> None:
+        """Show the burn rates; with `tell`, write a line when a promise begins or ceases to burn."""
         burning = {}
         for promise in found:
             place = (promise.model, promise.endpoint, promise.objective.value)
@@ -142,9 +165,9 @@ class ServiceLevels:
             if promise.burning:
                 burning[place] = promise
         for place, promise in burning.items():
-            if place not in self._burning:
+            if tell and place not in self._burning:
                 log.warning("slo_burning", **_told(place), levels=_rates(promise))
-        for place in self._burning - burning.keys():
+        for place in self._burning - burning.keys() if tell else ():
             log.info("slo_recovered", **_told(place))
         self._burning = frozenset(burning)
 
