@@ -133,6 +133,23 @@ async def test_a_failing_batch_is_computed_anew_call_by_call(rig: Rig) -> None:
     await first
 
 
+async def test_who_broke_a_batch_has_no_more_company_for_a_while(rig: Rig) -> None:
+    """Else one caller could have every batch of the others computed twice."""
+    first = await rig.busy()
+    broken, good = rig.submit("broken", tenant="mallory"), rig.submit("b1", tenant="ann")
+    await asyncio.sleep(0)
+    rig.gate.open.set()
+    assert isinstance((await asyncio.gather(first, broken, good, return_exceptions=True))[1], Internal)
+    rig.gate.open.clear()
+    busy = rig.submit("b2", tenant="ann")
+    await wait_until(lambda: rig.gate.batches[-1] == ["b2"], "the model is at work again")
+    rest = [rig.submit(row, tenant=tenant) for row, tenant in (("b3", "mallory"), ("b4", "ann"), ("b5", "mallory"))]
+    await asyncio.sleep(0)
+    rig.gate.open.set()
+    await asyncio.gather(busy, *rest)
+    assert sorted(rig.gate.batches[-2:]) == [["b3", "b5"], ["b4"]]
+
+
 async def test_what_is_past_its_deadline_is_never_computed(rig: Rig) -> None:
     first = await rig.busy()
     late, kept = rig.submit("a1", left_s=0.0), rig.submit("a2")

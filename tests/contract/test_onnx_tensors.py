@@ -13,7 +13,7 @@ import pytest
 from modelport.backends.onnx import OnnxBackend
 from modelport.calls import Call, ModelKind, Tensor, Usage
 from modelport.catalog.prepare.onnx_file import GraphBuilder
-from modelport.errors import BadRequest, Internal
+from modelport.errors import BadRequest
 from tests.contract.local_models import answer, embed, infer, predict, row, running, serving
 
 SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]
@@ -144,7 +144,8 @@ async def test_no_sequence_is_longer_than_the_model_reads() -> None:
 
 
 async def test_anothers_bad_row_breaks_no_batch_mate() -> None:
-    """A token that the vocabulary lacks breaks the engine's run, which others share."""
+    """A token that the vocabulary lacks breaks the engine's run, which others share. It is the caller's fault, so that
+    nobody can open the model's circuit with it."""
 
     def tokens(first: int) -> Call:
         mask = tensor("attention_mask", np.ones((1, 3)), "INT64", "<i8")
@@ -156,7 +157,7 @@ async def test_anothers_bad_row_breaks_no_batch_mate() -> None:
         calls = [tokens(101), tokens(2_000_000), tokens(101)]
         good, bad, better = await asyncio.gather(*(answer(backend, call) for call in calls), return_exceptions=True)
         await busy
-    assert isinstance(bad, Internal)
+    assert isinstance(bad, BadRequest)
     assert not isinstance(good, BaseException)
     assert not isinstance(better, BaseException)
 

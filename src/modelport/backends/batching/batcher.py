@@ -24,6 +24,9 @@ from modelport.kit.clock import Clock
 INLINE_S = 0.0002
 # One in so many of those is measured, since measuring takes about as long as the smallest of them.
 _MEASURE_EVERY = 8
+# A batch that one call broke is computed twice. Whoever's call it was has no more company for so long.
+_APART_S = 60.0
+_MOST_APART = 1024
 
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
 """Computes blocks of rows together, one result for each; raises ModelportError. Called in the executor's threads."""
@@ -68,6 +71,7 @@ class Batcher:
         self.figures = Figures()
         self._experience = Experience()
         self._unmeasured = 0
+        self._apart: dict[str, float] = {}
 
     def admit(self, tenant: str, cost: int, *, deadline_s: float) -> Turn:
         """Let a call in, to be submitted.
@@ -150,7 +154,7 @@ class Batcher:
             turn.tenant,
             prepared.rows,
             sizes=prepared.sizes,
-            lane=prepared.lane,
+            lane=self._lane(turn.tenant, prepared),
             deadline_s=turn.deadline_s,
             ticket=ticket,
         )
@@ -179,6 +183,20 @@ class Batcher:
         self._closed = True
         for entry in self._queue.drain():
             _fail(entry, Unavailable("The model is being shut down."))
+
+    def _lane(self, tenant: str, prepared: Prepared) -> object:
+        """What the rows go together with; those of an organization that broke a batch lately, with its own alone."""
+        until_s = self._apart.get(tenant) if self._apart else None
+        if until_s is None:
+            return prepared.lane
+        if self._clock.monotonic_s() > until_s:
+            del self._apart[tenant]
+        return prepared.lane, tenant
+
+    def _set_apart(self, tenant: str) -> None:
+        self._apart[tenant] = self._clock.monotonic_s() + _APART_S
+        if len(self._apart) > _MOST_APART:
+            del self._apart[next(iter(self._apart))]
 
     def _results(self, batch: Batch, done: asyncio.Future[tuple[Sequence[Any], float]]) -> Sequence[Any]:
         if done.cancelled():
@@ -239,6 +257,8 @@ class Batcher:
             if isinstance(result, ModelportError):
                 # Before the next batch is taken: the rest of a call that failed is not computed.
                 self._queue.drop(entry)
+                if len(batch.entries) > 1:
+                    self._set_apart(entry.tenant)
         self._pump()
         for (entry, first, block), result in zip(batch.entries, results, strict=True):
             if isinstance(result, ModelportError):

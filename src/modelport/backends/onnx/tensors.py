@@ -22,6 +22,7 @@ from modelport.requests import InferRequest
 
 # Elements of all inputs of one call: 64 MB of floats.
 MAX_ELEMENTS = 16_777_216
+_OUT_OF_MEMORY = "allocate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +111,12 @@ class TensorFace:
         return Prepared(rows, self._usage(arrays), sizes=sizes, lane=rows.lane)
 
     def run(self, blocks: Sequence[TensorRows]) -> list[list[Array]]:
-        """For each block its outputs, in the order in which they were wanted. Raises: Internal."""
+        """For each block its outputs, in the order in which they were wanted. Raises: BadRequest, Internal."""
         first = blocks[0]
         feeds = dict(first.arrays)
         if len(blocks) > 1:
             feeds = {name: np.concatenate([block.arrays[name] for block in blocks]) for name in feeds}
-        results = self._engine.run(list(first.outputs), feeds)
+        results = self._compute(first.outputs, feeds)
         if first.whole:
             return [results]
         rows = sum(map(len, blocks))
@@ -123,6 +124,19 @@ class TensorFace:
             raise Internal(internal="the model's outputs don't have the rows of its inputs, as its file says they do")
         parts = [split(result, blocks) for result in results]
         return [list(block) for block in zip(*parts, strict=True)]
+
+    def _compute(self, outputs: tuple[str, ...], feeds: dict[str, Array]) -> list[Array]:
+        try:
+            return self._engine.run(list(outputs), feeds)
+        except Internal as error:
+            if _OUT_OF_MEMORY in (error.internal or "").lower():
+                raise
+            # Their values are the caller's own: a fault of the model here would let one caller bring it into discredit.
+            raise BadRequest(
+                "The model can't compute these tensors: their values or sizes don't fit what is inside of it.",
+                param="inputs",
+                internal=error.internal,
+            ) from error
 
     def render(self, prepared: Prepared, results: Sequence[Sequence[Array]]) -> Delta:
         """`results` are the outputs of each block that the call was computed in."""
