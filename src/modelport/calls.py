@@ -136,8 +136,9 @@ class Call:
     embedding or predict request; see `modelport.requests`). Both are in OpenAI's dialect: a door of another one
     translates, and keeps what it was sent in `original`. `route` is what the caller asked of its routing, as it was
     sent (see `modelport.routing.override`); `patience` what the route it took says about waiting. `partial`: the inputs
-    of a prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call. `relay` is
-    there once output has begun to flow to a door that can take it from anywhere.
+    of a prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call. `estimate`:
+    what an upstream's backend took its input tokens for, once it was asked. `relay` is there once output has begun to
+    flow to a door that can take it from anywhere.
     """
 
     id: str
@@ -159,6 +160,7 @@ class Call:
     patience: Patience | None = None
     cache_control: str | None = None
     partial: bool = False
+    estimate: int | None = None
     relay: Relay | None = None
 
 

@@ -14,6 +14,7 @@ from modelport.budgets.rules import (
     Fit,
     check_tag,
     fit,
+    holds_at,
     parse_limit,
     purse_at,
     purses_of,
@@ -210,3 +211,14 @@ def test_a_tag_is_a_name_and_a_value(target: str) -> None:
     check_tag("feature=a=b c ü")
     with pytest.raises(BadRequest):
         check_tag(target)
+
+
+@pytest.mark.parametrize("period", ["day", "month", "total"])
+def test_a_purse_that_is_remembered_holds_in_its_own_period_alone(period: str) -> None:
+    budget = _budget(period=period)
+    purse = purse_at(budget, parse_rfc3339("2026-03-31T23:59:59Z"))
+    for at in ("2026-03-31T00:00:00Z", "2026-03-31T23:59:59.999999Z", "2026-04-01T00:00:00Z", "2026-02-28T23:59:59Z"):
+        at_us = parse_rfc3339(at)
+        assert holds_at(purse, budget, at_us) == (purse_at(budget, at_us).key == purse.key), at
+    assert holds_at(purse, _budget(period=period), purse.start_us), "the same budget, read another time"
+    assert not holds_at(purse, _budget(period=period, hard_nanos=2_000), purse.start_us), "a changed budget"

@@ -31,11 +31,13 @@ class KeyCache:
     """By SHA-256 of the key. `generation` changes whenever something is forgotten because it may be wrong: what was
     read from the database across such a change is not to be remembered."""
 
-    __slots__ = ("_entries", "_most", "_refused", "generation")
+    __slots__ = ("_digests", "_entries", "_most", "_refused", "generation")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        # By the id of the key, which says nothing of the key itself.
+        self._digests: dict[str, bytes] = {}
         self._refused: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
         self.generation = 0
 
@@ -49,17 +51,24 @@ class KeyCache:
             self._entries.move_to_end(digest)
         return entry
 
+    def holds(self, caller: Caller) -> bool:
+        """Whether this is what the cache knows of the caller's key now."""
+        entry = self._entries.get(self._digests.get(caller.key_id, b""))
+        return entry is not None and entry.caller is caller
+
     def put(self, digest: bytes, entry: Entry) -> None:
         """Remember the key in the place of the one that was not used for longest."""
         self._entries[digest] = entry
+        self._digests[entry.caller.key_id] = digest
         self._entries.move_to_end(digest)
         self._refused.pop(digest, None)
         if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
+            _, dropped = self._entries.popitem(last=False)
+            self._digests.pop(dropped.caller.key_id, None)
 
     def refuse(self, digest: bytes, reason: str, now_us: int) -> None:
         """Remember for a moment that the key is not good."""
-        self._entries.pop(digest, None)
+        self._drop(digest)
         self._refused[digest] = (now_us + _REFUSED_US, reason)
         if len(self._refused) > _MAX_REFUSED:
             self._refused.popitem(last=False)
@@ -73,15 +82,21 @@ class KeyCache:
     def forget(self, digest: bytes, *, organization_id: str = "") -> None:
         """Forget one key, or all keys of an organization."""
         self.generation += 1
-        self._entries.pop(digest, None)
+        self._drop(digest)
         self._refused.pop(digest, None)
         if organization_id:
             theirs = [key for key, entry in self._entries.items() if entry.caller.organization_id == organization_id]
             for key in theirs:
-                del self._entries[key]
+                self._drop(key)
 
     def clear(self) -> None:
         """Forget everything."""
         self.generation += 1
         self._entries.clear()
+        self._digests.clear()
         self._refused.clear()
+
+    def _drop(self, digest: bytes) -> None:
+        dropped = self._entries.pop(digest, None)
+        if dropped is not None:
+            self._digests.pop(dropped.caller.key_id, None)

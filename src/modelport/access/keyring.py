@@ -101,8 +101,7 @@ class KeyRing:
         """
         news = self._news
         if fence == self._fence and not self._pending and news is not None and news.alive:
-            entry = self._cache.find(hash_key(secret))
-            if entry is not None and entry.caller is caller:
+            if self._cache.holds(caller):
                 return caller
         elif fence != self._fence and news is not None:
             self._expect("fence")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from modelport.api.bodies import decode, metadata_tags
@@ -189,9 +190,7 @@ def served_headers(exchange: Exchange, run: Run) -> Headers:
     if attempts.plan.deprecation is not None:
         exchange.deprecations += (attempts.plan.deprecation,)
     headers = [
-        (b"x-model-requested", run.requested.encode("latin-1", "replace")),
-        (b"x-model-served", served.model.encode()),
-        (b"x-model-version", served.version.encode()),
+        *_model_headers(run.requested, served.model, served.version),
         (b"openai-processing-ms", b"%d" % round(exchange.elapsed_s() * 1000)),
     ]
     if attempts.records is not None:
@@ -201,6 +200,16 @@ def served_headers(exchange: Exchange, run: Run) -> Headers:
     if run.ticket is not None:
         headers += _cache_headers(run.ticket)
     return headers
+
+
+# Of the names that callers use; what is dropped is only written again.
+@lru_cache(maxsize=4096)
+def _model_headers(requested: str, model: str, version: str) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"x-model-requested", requested.encode("latin-1", "replace")),
+        (b"x-model-served", model.encode()),
+        (b"x-model-version", version.encode()),
+    )
 
 
 def _cache_headers(ticket: Ticket) -> Headers:

@@ -28,13 +28,12 @@ def limit_headers(levels: Sequence[Level], *, style: Style, now_us: int) -> _Hea
     """
     if not levels:
         return []
-    policies, parts = [], []
+    parts = []
     requests: Level | None = None
     tokens: Level | None = None
     for level in levels:
         bucket = level.bucket
         name = bucket.name
-        policies.append(_policy(name, bucket.limit, bucket.window_s))
         if bucket.window_s:
             parts.append(f'"{name}";r={level.remaining};t={ceil(level.reset_s)}')
             if name in TOKEN_NAMES:
@@ -45,7 +44,7 @@ def limit_headers(levels: Sequence[Level], *, style: Style, now_us: int) -> _Hea
         else:
             parts.append(f'"{name}";r={level.remaining}')
     headers = [
-        (b"ratelimit-policy", ", ".join(policies).encode()),
+        (b"ratelimit-policy", _policies(*[level.bucket[1:4] for level in levels])),
         (b"ratelimit", ", ".join(parts).encode()),
     ]
     if style == "openai":
@@ -118,6 +117,11 @@ def _anthropic(requests: Level | None, tokens: Level | None, now_us: int) -> _He
 
 # Limits come from a few plans and overrides; what is dropped is only written again.
 @lru_cache(maxsize=4096)
+def _policies(*limits: tuple[str, int, int]) -> bytes:
+    """The policy of each limit: a name, the most there is, and the window in seconds."""
+    return ", ".join(_policy(*limit) for limit in limits).encode()
+
+
 def _policy(name: str, limit: int, window_s: int) -> str:
     if not window_s:
         return f'"{name}";q={limit};qu="concurrent-requests"'

@@ -239,10 +239,9 @@ class Wire:
             self.keep_alive = False
         # Upstreams refuse with numbers that no registry has, such as Anthropic's 529; the phrase may be empty.
         status_line = _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
-        lines = [status_line, self._connection.server.date_line()]
-        lines += [b"%b: %b\r\n" % field for field in headers]
+        lines = [b": ".join(field) for field in headers]
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        return b"".join(lines)
+        return status_line + self._connection.server.date_line() + b"\r\n".join(lines)
 
     def _write(self, data: bytes) -> None:
         if not self.gone:

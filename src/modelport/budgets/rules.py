@@ -48,9 +48,20 @@ def purse_at(budget: Budget, at_us: int) -> Purse:
     return Purse(f"{budget.id}:{rfc3339(start_us)[:10]}", budget, start_us, bucket_end(start_us, budget.period))
 
 
+def holds_at(purse: Purse, budget: Budget, at_us: int) -> bool:
+    """Whether it is the purse of `budget` for a call that began at `at_us`."""
+    same = purse.budget is budget or purse.budget == budget
+    return same and purse.start_us <= at_us and (purse.end_us is None or at_us < purse.end_us)
+
+
+def concerns(budget: Budget, metadata: Mapping[str, str]) -> bool:
+    """Whether a call with these tags draws from the budget: from every one but those of tags that it does not carry."""
+    return budget.scope != "tag" or _carries(metadata, budget.target)
+
+
 def purses_of(budgets: Sequence[Budget], metadata: Mapping[str, str], at_us: int) -> list[Purse]:
     """The purses of one call: of every budget but those of tags that it does not carry."""
-    return [purse_at(budget, at_us) for budget in budgets if budget.scope != "tag" or _carries(metadata, budget.target)]
+    return [purse_at(budget, at_us) for budget in budgets if concerns(budget, metadata)]
 
 
 def _carries(metadata: Mapping[str, str], target: str) -> bool:

@@ -10,7 +10,7 @@ from modelport.budgets import rules
 from modelport.budgets.quote import Quote
 from modelport.budgets.rules import Fit, Purse
 from modelport.budgets.treasury import Treasury
-from modelport.calls import Call
+from modelport.calls import Budget, Call
 from modelport.errors import BudgetExceeded, LimitExceeded, StateUnavailable
 from modelport.inference.queues import Place, Queues
 from modelport.kit.clock import Clock
@@ -22,6 +22,8 @@ from modelport.state.protocol import Level, PurseLevel, Taken
 
 # A state that has been told what was spent knows it; one that goes on asking loses its memory again and again.
 _SEEDINGS = 5
+# Purses that are remembered; one that is dropped is only worked out again.
+_MAX_PURSES = 10_000
 
 
 class PaidReservation(Reservation):
@@ -72,6 +74,7 @@ class Cashier:
         self._clock = clock
         self._settings = settings
         self._metrics = metrics
+        self._purses: dict[str, Purse] = {}
         self._queues = Queues(asyncio.get_running_loop(), clock)
 
     async def reserve(self, call: Call, *, tokens: int, quote: Quote) -> Reservation:
@@ -80,7 +83,11 @@ class Cashier:
         Where the budget can't pay for the whole answer, the bound of the answer is what it pays for.
         Raises: LimitExceeded, BudgetExceeded, StateUnavailable; Unavailable where what was spent can't be read.
         """
-        purses = rules.purses_of(call.caller.budgets, call.metadata, call.started_us)
+        purses = [
+            self._purse(budget, call.started_us)
+            for budget in call.caller.budgets
+            if rules.concerns(budget, call.metadata)
+        ]
         bound, seedings = quote.output_tokens, 0
         place: Place | None = None
         try:
@@ -115,6 +122,15 @@ class Cashier:
         await self._limiter.correct(reservation.taken, reservation.settlement(tokens=tokens, cost_nanos=cost_nanos))
         for purse in reservation.purses:
             self._queues.wake(purse.key)
+
+    def _purse(self, budget: Budget, at_us: int) -> Purse:
+        """The budget's purse; a month or a day is worked out once, and not for each call in it."""
+        purse = self._purses.get(budget.id)
+        if purse is None or not rules.holds_at(purse, budget, at_us):
+            if len(self._purses) >= _MAX_PURSES:
+                self._purses.clear()
+            purse = self._purses[budget.id] = rules.purse_at(budget, at_us)
+        return purse
 
     async def _take(
         self, call: Call, purses: Sequence[Purse], quote: Quote, *, bound: int | None, tokens: int

@@ -11,6 +11,7 @@ NANOS_PER_USD = 1_000_000_000
 # Beyond any price or budget, and its nano-dollars still fit a database's 64-bit integer.
 MAX_USD = 1_000_000_000
 _MILLION = 1_000_000
+_PER_CENT = NANOS_PER_USD // 100
 
 
 def parse_usd(text: str | int | Decimal) -> int:
@@ -35,10 +36,10 @@ def parse_usd(text: str | int | Decimal) -> int:
 
 def format_usd(nanos: int) -> str:
     """Dollars as a decimal string without an exponent; at least two decimals, at most nine."""
-    sign = "-" if nanos < 0 else ""
     whole, fraction = divmod(abs(nanos), NANOS_PER_USD)
-    digits = f"{fraction:09d}".rstrip("0")
-    return f"{sign}{whole}.{digits:0<2}"
+    cents, rest = divmod(fraction, _PER_CENT)
+    text = f"{whole}.{cents:02d}{rest:07d}".rstrip("0") if rest else f"{whole}.{cents:02d}"
+    return text if nanos >= 0 else "-" + text
 
 
 def per_million(units_times_price: int) -> int:

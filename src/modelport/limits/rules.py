@@ -29,25 +29,25 @@ class Buckets:
     of the key, wherever there is a limit. Test-mode calls have buckets of their own, so that a test never slows sales.
     """
 
-    __slots__ = ("_buckets", "_counts_tokens")
+    __slots__ = ("_buckets", "_tokens")
 
     def __init__(self, caller: Caller) -> None:
         self._buckets = (
             *_scope(f"{caller.mode}:{caller.organization_id}", caller.organization_limits, prefix=""),
             *_scope(f"{caller.mode}:{caller.key_id}", caller.key_limits, prefix="key-"),
         )
-        self._counts_tokens = any(bucket.name in TOKEN_NAMES for bucket in self._buckets)
+        # Where those of tokens are, which differ from call to call.
+        self._tokens = [index for index, bucket in enumerate(self._buckets) if bucket.name in TOKEN_NAMES]
 
     def of(self, tokens: int) -> Sequence[Bucket]:
         """The buckets of a call that can use `tokens`."""
-        if not self._counts_tokens:
+        if not self._tokens:
             return self._buckets
-        return [
-            Bucket(bucket.key, bucket.name, bucket.limit, bucket.window_s, tokens)
-            if bucket.name in TOKEN_NAMES
-            else bucket
-            for bucket in self._buckets
-        ]
+        buckets = list(self._buckets)
+        for index in self._tokens:
+            key, name, limit, window_s, _ = buckets[index]
+            buckets[index] = Bucket(key, name, limit, window_s, tokens)
+        return buckets
 
 
 def _scope(owner: str, limits: Limits, *, prefix: str) -> Iterator[Bucket]:

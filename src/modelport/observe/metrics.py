@@ -158,6 +158,8 @@ class Metrics:
             ["model", "origin"],
             registry=registry,
         )
+        self._cached_counts: dict[tuple[str, str], int] = {}
+        self._held_bytes = 0
         self._cache_bytes = Gauge(
             "modelport_cache_bytes",
             "What stored answers take up in memory.",
@@ -268,6 +270,13 @@ class Metrics:
             self._child(self._attempts, upstream or "local", outcome).inc(count)
         self._attempt_counts.clear()
         self.batches.hand_over()
+        if self._cached_counts:
+            for (model, origin), count in self._cached_counts.items():
+                self._child(self._cached, model, origin).inc(count)
+                if self._kept is not None:
+                    _keep(self._kept, (CACHE, "", model, "", origin), (count,))
+            self._cached_counts.clear()
+            self._cache_bytes.set(self._held_bytes)
         if self._lags.sum_us:
             self._lags.hand_over(self._lag)
         for (endpoint, model, version), calls in self._tallies.items():
@@ -343,10 +352,9 @@ class Metrics:
 
     def cached(self, model: str, origin: str, *, held_bytes: int) -> None:
         """Count one call to a model with a cache, by where its answer comes from."""
-        self._child(self._cached, model, origin).inc()
-        self._cache_bytes.set(held_bytes)
-        if self._kept is not None:
-            _keep(self._kept, (CACHE, "", model, "", origin), (1,))
+        key = (model, origin)
+        self._cached_counts[key] = self._cached_counts.get(key, 0) + 1
+        self._held_bytes = held_bytes
 
     def observe_process(self) -> None:
         """Note this process's processor time and memory; called every few seconds in each process."""

@@ -92,14 +92,13 @@ class Route:
 
     # Whether there is anybody else to ask; looked at by every call, so it is worked out once.
     has_choice: bool = field(init=False)
+    # Every model that may be asked, whatever the cause.
+    all_fallbacks: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "has_choice", len(self.candidates) > 1 or bool(self.fallbacks))
-
-    @property
-    def all_fallbacks(self) -> tuple[str, ...]:
-        """Every model that may be asked, whatever the cause."""
-        return tuple(dict.fromkeys(model for models in self.fallbacks.values() for model in models))
+        every = dict.fromkeys(model for models in self.fallbacks.values() for model in models)
+        object.__setattr__(self, "all_fallbacks", tuple(every))
 
     def fallbacks_for(self, cause: Cause) -> tuple[str, ...]:
         """The models to ask after `cause`. A refusal of the request itself has only those named for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from modelport.routing.breaker import Gate
+from modelport.routing.breaker import CLOSED, Gate
 from modelport.routing.model import Candidate, Cause, Leg, Policy, Route
 from modelport.routing.retry import RetryRatio, backoff_s, may_go_elsewhere, may_repeat
 from modelport.routing.split import Draw, weighted_order
@@ -22,7 +22,10 @@ def order(route: Route, policy: Policy, *, now_s: float, draw: Draw) -> list[Can
     if len(candidates) < 2:
         return candidates
     ordered = _by_strategy(candidates, policy, now_s, draw)
-    return sorted(ordered, key=lambda candidate: candidate.pulse.rests_until_s > now_s)
+    for candidate in candidates:
+        if candidate.pulse.rests_until_s > now_s:
+            return sorted(ordered, key=lambda candidate: candidate.pulse.rests_until_s > now_s)
+    return ordered
 
 
 def _by_strategy(candidates: Sequence[Candidate], policy: Policy, now_s: float, draw: Draw) -> list[Candidate]:
@@ -55,7 +58,7 @@ def _expected_s(candidate: Candidate, now_s: float) -> float:
 def is_shut(candidate: Candidate, now_s: float) -> bool:
     """Whether its breaker turns calls away now."""
     breaker = candidate.pulse.breaker
-    return breaker is not None and breaker.gate(now_s) is Gate.SHUT
+    return breaker is not None and breaker.state is not CLOSED and breaker.gate(now_s) is Gate.SHUT
 
 
 class Itinerary:

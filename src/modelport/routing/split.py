@@ -14,6 +14,9 @@ def weighted_order(weights: Sequence[int], draw: Draw) -> list[int]:
     So the first choice follows the weights exactly, and when one target is down, the others share its part in
     proportion to theirs. Those of weight 0 come last, in their own order: they stand by.
     """
+    if len(weights) == 2 and min(weights) > 0:
+        # The same for the most common case.
+        return [0, 1] if draw() * (weights[0] + weights[1]) < weights[0] else [1, 0]
     left = [index for index, weight in enumerate(weights) if weight > 0]
     order: list[int] = []
     while len(left) > 1:

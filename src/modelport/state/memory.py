@@ -53,7 +53,7 @@ class MemoryState:
         taken = take_all(id, buckets, meters, now_us=now_us, fence=self._fence(fence, now_us) if fence else 0)
         if taken.refused < 0:
             for bucket, meter in zip(buckets, meters, strict=True):
-                if isinstance(meter, Holds) and bucket.amount:
+                if type(meter) is Holds and bucket.amount:
                     self._holds[bucket.key] = meter
         return taken
 
@@ -149,14 +149,15 @@ class MemoryState:
         return self._offset_us + round(self._clock.monotonic_s() * 1_000_000)
 
     def _meter(self, bucket: Bucket, now_us: int) -> Meter:
-        if not bucket.window_s:
-            return self._holds.get(bucket.key) or Holds(0)
-        if bucket.window_s < 0:
-            return self._purses.reach(bucket.key, now_us)
-        family = self._rates.get(bucket.window_s)
+        key, _, _, window_s, _ = bucket
+        if not window_s:
+            return self._holds.get(key) or Holds(0)
+        if window_s < 0:
+            return self._purses.reach(key, now_us)
+        family = self._rates.get(window_s)
         if family is None:
-            family = self._rates[bucket.window_s] = _Family(bucket.window_s)
-        return family.reach(bucket.key, now_us)
+            family = self._rates[window_s] = _Family(window_s)
+        return family.reach(key, now_us)
 
     def _fence(self, name: str, now_us: int) -> int:
         return self._fences.setdefault(name, now_us)

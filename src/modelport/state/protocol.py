@@ -24,8 +24,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 SUB_WINDOWS = 60
 HOLD_TTL_S = 15.0
@@ -55,8 +56,7 @@ class Bucket(NamedTuple):
     amount: int
 
 
-@dataclass(slots=True)
-class Level:
+class Level(msgspec.Struct, gc=False):
     """A bucket after a take (or a refusal): what is left now, and in how many seconds all of it is free again.
 
     For a hold bucket that is in use, `reset_s` is `HOLD_RETRY_S`.
@@ -67,16 +67,14 @@ class Level:
     reset_s: float
 
 
-@dataclass(slots=True)
-class PurseLevel(Level):
+class PurseLevel(Level, gc=False):
     """A purse: `remaining` is the limit less both. `spent` is None where the state does not know the purse."""
 
     spent: int | None = None
     held: int = 0
 
 
-@dataclass(slots=True)
-class Taken:
+class Taken(msgspec.Struct, gc=False):
     """The answer to a take, and the token for settling it.
 
     `refused` is the index of the first bucket without room, or -1 when everything was taken. `retry_after_s` is

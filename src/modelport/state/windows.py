@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from operator import itemgetter
 
 from modelport.state.protocol import HOLD_RETRY_S, MAX_AMOUNT, SUB_WINDOWS, Bucket, Level, PurseLevel, Taken
 
@@ -152,12 +153,15 @@ class Purse:
 Meter = Window | Holds | Purse
 
 
+_identity = itemgetter(0, 3)
+
+
 def check(buckets: Sequence[Bucket]) -> None:
     """Raises: ValueError for a negative or too large amount, or a bucket that is named twice in one take."""
     for bucket in buckets:
         if not 0 <= bucket.amount <= MAX_AMOUNT:
             raise ValueError(f"the amount of bucket {bucket.key!r} is not in 0…{MAX_AMOUNT}")
-    if len({(bucket.key, bucket.window_s) for bucket in buckets}) != len(buckets):
+    if len(set(map(_identity, buckets))) != len(buckets):
         raise ValueError("a bucket is named twice in one take")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -56,14 +57,19 @@ def _renamed(body: bytes, model: str | None, public: str) -> bytes:
     """`body` with its member `model` replaced. Only bare quotes are matched, and those are never inside a string."""
     if model is None or model == public:
         return body
-    new = b'"model":' + _encode(public)
-    renamed = body.replace(b'"model":' + _encode(model), new)
+    renamed = body.replace(_member(model), _member(public))
     if renamed != body:
         return renamed
     # Spaces around the colon, or escapes that we would not write.
     return _MODEL.sub(
         lambda found: found[1] + _encode(public) if msgspec.json.decode(found[2]) == model else found[0], body
     )
+
+
+# Upstreams name a few models; what is dropped is only written again.
+@lru_cache(maxsize=1024)
+def _member(model: str) -> bytes:
+    return b'"model":' + _encode(model)
 
 
 def _no_answer(name: str, internal: str) -> UpstreamFailed:

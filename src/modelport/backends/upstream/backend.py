@@ -5,7 +5,6 @@ What differs between dialects is three methods: what is sent, how a whole answer
 
 from __future__ import annotations
 
-import re
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Mapping
@@ -28,8 +27,8 @@ _FRAMING = frozenset({"content-length", "transfer-encoding", "host", "connection
 MAX_REFUSAL_BYTES = 1_000_000
 # A number and what surrounds it.
 MAX_SHORT_BYTES = 100_000
-# Source: W3C Trace Context, section 3.2.
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# Source: W3C Trace Context, section 3.2: version, trace, parent and flags in hex digits, joined by dashes.
+_TRACEPARENT_CHARS = 2 + 1 + 32 + 1 + 16 + 1 + 2
 
 
 class Request(NamedTuple):
@@ -85,7 +84,8 @@ class UpstreamBackend(ABC):
 
     async def count_input(self, call: Call, *, model: str) -> int:
         """An estimate; see `modelport.backends.upstream.estimate`."""
-        return estimate_input(call)
+        call.estimate = estimate = estimate_input(call)
+        return estimate
 
     @abstractmethod
     def _request(self, call: Call, model: str, max_output_tokens: int | None) -> Request:
@@ -110,7 +110,7 @@ class UpstreamBackend(ABC):
                 return
             response.awaited = True
             events = self._reader(call, max_output_tokens)
-            estimate = estimate_input(call)
+            estimate = estimate_input(call) if call.estimate is None else call.estimate
             over = False
             while not over:
                 before = events.pieces
@@ -202,6 +202,11 @@ def _static_headers(settings: UpstreamSettings, own: Mapping[str, str]) -> bytes
 
 def _call_headers(call: Call) -> bytes:
     traceparent = call.traceparent
-    if traceparent is None or not _TRACEPARENT.fullmatch(traceparent):
-        return b"x-request-id: %b\r\n" % call.id.encode()
-    return b"x-request-id: %b\r\ntraceparent: %b\r\n" % (call.id.encode(), traceparent.encode())
+    if traceparent is None or len(traceparent) != _TRACEPARENT_CHARS or not _is_one_line(traceparent):
+        return f"x-request-id: {call.id}\r\n".encode()
+    return f"x-request-id: {call.id}\r\ntraceparent: {traceparent}\r\n".encode()
+
+
+def _is_one_line(text: str) -> bool:
+    """Whether it can stand in a header: the platform makes its own, so nothing else of its form is checked again."""
+    return text.isascii() and text.isprintable()

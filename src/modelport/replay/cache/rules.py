@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -42,6 +43,8 @@ class Question:
     rest: str
 
 
+# Clients send a few forms of it; what is dropped is only read again.
+@lru_cache(maxsize=256)
 def parse_cache_control(field: str | None) -> CacheControl:
     """What a request's `Cache-Control` asks; directives that mean nothing here are left out."""
     if not field:
