@@ -41,8 +41,6 @@ from bench.serving.sending import Sender, write_cases
 _SETTLE_S = 1.0
 _IDLE_S = 2.0
 _WARM_UP_S = 0.5
-# An open load shows a queue that grows only when it lasts.
-_LEAST_OPEN_S = 4.0
 _RAW_S = 60
 _LAG = re.compile(r'^modelport_event_loop_lag_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.M)
 
@@ -55,6 +53,8 @@ class Bench:
     cores: tuple[int, int]
     folder: Path
     seconds: float
+    # An open load shows a queue that grows only when it lasts.
+    least_open_s: float = 4.0
     notes: list[str] = field(default_factory=list)
 
     def raw(self, model: Model) -> Raw:
@@ -134,7 +134,7 @@ class Bench:
         return lag_ms
 
     def _measured(self, watched: Watched, sender: Sender, load: Load, rate: float = 0) -> Measurement:
-        seconds = max(self.seconds, _LEAST_OPEN_S) if rate else self.seconds
+        seconds = max(self.seconds, self.least_open_s) if rate else self.seconds
         watched.check_alive()
         before = (watched.cpu_s(), busy_s(self.cores[1]), time.monotonic())
         loaded = sender.send(seconds=seconds, clients=load.clients, rate=rate)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from bench.serving.figures import (
     Tokens,
     verdicts,
 )
+from bench.serving.measure import Bench
+from bench.serving.models import make_models
+from bench.serving.peers import PEERS
 from bench.serving.report import Run, render
 from bench.serving.sending import Sender, write_cases
 
@@ -142,6 +146,24 @@ async def test_in_open_loop_calls_come_at_their_own_pace_and_latency_counts_from
     assert loaded.p50_ms >= 250
     patient = await load(tmp_path, binary, after_s=0.05, clients=50, rate=100)
     assert (patient.wrong, patient.calls + patient.unsent) == (0, patient.due)
+
+
+def test_modelport_itself_is_measured_with_right_answers_only(tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    bench = Bench(build_tools().load, (cores[0], cores[-1]), tmp_path, seconds=0.3, least_open_s=0.5)
+    _, tabular = make_models(tmp_path)
+    (peer,) = [peer for peer in PEERS if peer.name == OURS]
+    found = Round(raw={tabular.name: bench.raw(tabular)})
+    bench.serve(peer, tabular, found)
+    loads = found.loads[tabular.name][OURS]
+    assert set(loads) == {"1", "16", "64", "open"}
+    for load in loads.values():
+        assert (load.wrong, load.answers > 0) == (0, True)
+    life = found.lives[tabular.name][OURS]
+    assert life.ready_s > 0
+    assert life.idle_bytes > 10_000_000
+    assert life.lag_p99_ms is not None
+    assert found.raw[tabular.name].lone_ms > 0
 
 
 def measured(per_s: float = 100.0, **changes: object) -> Measurement:
