@@ -27,8 +27,19 @@ class Answer:
     @property
     def code(self) -> str:
         """Our code of an error; of an error in Anthropic's words its type."""
-        error = self.json()["error"]
-        return str(error.get("code", error["type"]))
+        error = self._error()
+        return str(error.get("code", error.get("type")))
+
+    @property
+    def message(self) -> str:
+        """What an error says."""
+        return str(self._error()["message"])
+
+    def _error(self) -> dict[str, Any]:
+        body: dict[str, Any] = self.json()
+        error = body["error"]
+        # The Open Inference Protocol's is a sentence, with our code beside it.
+        return {"message": error, "code": body["code"]} if isinstance(error, str) else dict(error)
 
 
 class RawClient:

@@ -137,12 +137,17 @@ class PredictRequest(msgspec.Struct, kw_only=True):
 class InferRequest(msgspec.Struct, kw_only=True):
     """Tensors for a model, by the names of its own inputs. `outputs` are the ones wanted; none means all.
 
+    Its door puts model and version in, which stand in the path.
+
     Source: Open Inference Protocol V2, "Inference Request".
     """
 
     inputs: list[Tensor]
     outputs: list[str] = []
     parameters: dict[str, Any] = {}
+    model: str = ""
+    model_version: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 GenerationRequest = ChatRequest | CompletionRequest

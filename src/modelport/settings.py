@@ -401,7 +401,7 @@ class ModelSettings(_Group):
     """One public model: local (`backend` and `source` or `versions`) or upstream (`targets`)."""
 
     id: ModelId
-    kind: Literal["chat", "embedding", "image", "tabular"] = "chat"
+    kind: Literal["chat", "embedding", "image", "tabular", "custom"] = "chat"
     backend: Literal["llamacpp", "onnx", "sandbox"] | None = None
     source: str | None = Field(None, description="Short for one version called 1.")
     sha256: str | None = None

@@ -28,6 +28,8 @@ from tests.store.world import Tenant, World, open_world
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONFIG = """
 default_models = false
+[limits]
+management_per_minute = 100000
 [[models]]
 id = "sandbox"
 backend = "sandbox"
@@ -40,6 +42,7 @@ id = "picture"
 kind = "image"
 backend = "sandbox"
 """
+TENSORS = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}
 CHAT = {"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:1]]"}]}
 
 
@@ -95,6 +98,16 @@ TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/embeddings"): replace(INFER, body={"model": "vectors", "input": "x"}),
     ("POST", "/v1/predict"): replace(INFER, body={"model": "picture", "inputs": ["x"]}),
     ("POST", "/v1/images/classify"): replace(INFER, body={"model": "picture", "image": "eA=="}),
+    ("POST", "/v2/predict"): replace(INFER, body={"model": "picture", "inputs": ["x"]}),
+    ("POST", "/v2/models/{model}/infer"): replace(INFER, path="/v2/models/picture/infer", body=TENSORS),
+    ("POST", "/v2/models/{model}/versions/{version}/infer"): replace(
+        INFER, path="/v2/models/picture/versions/1/infer", body=TENSORS
+    ),
+    ("GET", "/v2/models/{model_path:path}"): replace(INFER, path="/v2/models/picture/versions/1"),
+    ("GET", "/v2/models/{model_path:path}/ready"): replace(INFER, path="/v2/models/picture/ready"),
+    ("GET", "/v2"): Route(),
+    ("GET", "/v2/health/live"): Route(),
+    ("GET", "/v2/health/ready"): Route(),
     ("GET", "/v1/models"): Route("models:read"),
     ("GET", "/v1/models/{model_id:path}"): Route("models:read", "/v1/models/sandbox", bound=404),
     ("GET", "/v1/models/{model_id:path}/versions"): Route("models:read", "/v1/models/sandbox/versions", bound=404),
@@ -151,8 +164,11 @@ async def mallory(world: World) -> Tenant:
 
 
 @pytest.fixture
-def names(server: Server, alice: Tenant) -> Names:
-    return Names(server, alice)
+def names(server: Server, alice: Tenant) -> Iterator[Names]:
+    names = Names(server, alice)
+    yield names
+    # An organization has a hundred budgets at most.
+    server.request("DELETE", f"/v1/budgets/{names['budget']}", key=alice.secret)
 
 
 def ask(server: Server, row: tuple[str, str], names: dict[str, str], *, key: str = "", **headers: str) -> Answer:
@@ -226,7 +242,7 @@ async def test_every_other_scope_is_not_enough(
     without = await world.key_of(alice.organization_id, alice.project_id, scopes=frozenset(SCOPES) - {scope})
     answer = ask(server, row, names, key=without.secret)
     check(answer, 403, "permission_denied")
-    assert repr(scope) in answer.json()["error"]["message"]
+    assert repr(scope) in answer.message
     assert scope is not None
     only = await world.key_of(alice.organization_id, alice.project_id, scopes=frozenset({scope}))
     # Nobody changes a key that may do more than theirs.

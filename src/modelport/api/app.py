@@ -14,6 +14,7 @@ from starlette.routing import Match
 from modelport.api import admin, budgets, deprecations, documents, health, keys, levels, limits, models, usage
 from modelport.api.edge import Edge
 from modelport.api.failures import failure
+from modelport.api.oip import server as oip
 from modelport.api.platform import Platform
 from modelport.api.routes import HOT
 from modelport.catalog.deprecation import RouteDeprecations
@@ -29,7 +30,7 @@ def described(public_url: str = "", retired: RouteDeprecations | None = None) ->
     rest.state.public_url = public_url
     rest.state.deprecations = retired or RouteDeprecations(())
     rest.state.hot_routes = tuple(route for route, _ in HOT)
-    for module in (models, deprecations, keys, usage, budgets, limits, admin, levels, health, documents):
+    for module in (models, deprecations, keys, usage, budgets, limits, admin, levels, oip, health, documents):
         rest.include_router(module.router)
     return rest
 

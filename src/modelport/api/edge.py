@@ -63,7 +63,9 @@ class Edge:
         self, platform: Platform, *, hot: Mapping[str, Handler], rest: Any, retired: RouteDeprecations
     ) -> None:
         self._platform = platform
-        self._hot = hot
+        self._hot = {path: handler for path, handler in hot.items() if "{" not in path}
+        # Those with a model's name in their path are known by what stands before and behind it.
+        self._named = [(*_ends(path), handler) for path, handler in hot.items() if "{" in path]
         self._rest = rest
         self._origins = frozenset(platform.settings.server.cors_origins)
         # None where nothing ends, so that a request pays one test for it.
@@ -78,7 +80,7 @@ class Edge:
         origin = exchange.header(b"origin")
         if origin is not None:
             exchange.extra = self._cors(origin)
-        handler = self._hot.get(exchange.path)
+        handler = self._hot.get(exchange.path) or self._find(exchange.path)
         try:
             exchange.check_headers()
             if self._retired is not None:
@@ -95,7 +97,13 @@ class Edge:
             await self._fail(exchange, error)
         finally:
             exchange.close()
-            self._record(exchange)
+            self._record(exchange, counted=handler is not None)
+
+    def _find(self, path: str) -> Handler | None:
+        for before, after, handler in self._named:
+            if path.startswith(before) and path.endswith(after):
+                return handler
+        return None
 
     async def _serve(self, exchange: Exchange, handler: Handler) -> None:
         """Run a hot route; whatever it raises becomes an error answer."""
@@ -238,10 +246,10 @@ class Edge:
         ]
         await exchange.respond(204, b"")
 
-    def _record(self, exchange: Exchange) -> None:
+    def _record(self, exchange: Exchange, *, counted: bool) -> None:
+        """`counted`: calls are, in the corridor, where more is known of them."""
         seconds = exchange.elapsed_s()
-        if exchange.path not in self._hot:
-            # Calls are counted in the corridor, where more is known of them.
+        if not counted:
             route = getattr(exchange.scope.get("route"), "path", "other")
             self._platform.metrics.request(route, exchange.status, seconds)
         if self._platform.settings.log.access:
@@ -253,6 +261,11 @@ class Edge:
                 duration_ms=round(seconds * 1000, 2),
                 trace_id=exchange.trace.trace_id,
             )
+
+
+def _ends(path: str) -> tuple[str, str]:
+    """What stands before the first and behind the last name in the path of a route."""
+    return path[: path.index("{")], path[path.rindex("}") + 1 :]
 
 
 def _check_retired(exchange: Exchange, retired: RouteDeprecations) -> None:

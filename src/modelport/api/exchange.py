@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from modelport.api.deprecation_headers import deprecation_headers
+from modelport.api.inflate import INFLATED, inflated
 from modelport.api.limit_headers import Style, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import stream_event
@@ -150,20 +151,26 @@ class Exchange:
         if declared is not None and b"json" not in declared.lower():
             raise UnsupportedMedia("Send the body as JSON, with the header 'content-type: application/json'.")
 
-    async def body(self, *, most_bytes: int | None = None) -> bytes:
+    async def body(self, *, most_bytes: int | None = None, inflate: bool = False) -> bytes:
         """The whole body, of `most_bytes` or the configured most; the same whenever it is asked for.
 
-        Raises: BodyTooLarge as soon as it is known, BadRequest when it does not arrive, UnsupportedMedia when it is
-        compressed, which would be a way to send more than that.
+        A compressed one is taken apart where the route's clients send such (`inflate`), up to the same size.
+        Raises: BodyTooLarge as soon as it is known, BadRequest when it does not arrive, UnsupportedMedia.
         """
         if self._body is not None:
             return self._body
-        limits = self.platform.settings.server
-        most = limits.max_body_bytes if most_bytes is None else most_bytes
+        most = self.platform.settings.server.max_body_bytes if most_bytes is None else most_bytes
         encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding != b"identity" and encoding:
-            self.extra = [*self.extra, (b"accept-encoding", b"identity")]
+        packed = inflate and encoding in INFLATED
+        if encoding != b"identity" and encoding and not packed:
+            self.extra = [*self.extra, (b"accept-encoding", b"gzip, deflate" if inflate else b"identity")]
             raise UnsupportedMedia("Compressed bodies are not read here; send it without a content-encoding.")
+        body = await self._arrived(most)
+        self._body = await inflated(body, most_bytes=most) if packed else body
+        return self._body
+
+    async def _arrived(self, most: int) -> bytes:
+        """The body as it was sent."""
         declared = self._headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > most:
             raise self._too_large(most)
@@ -171,14 +178,13 @@ class Exchange:
         if body is not None:
             if len(body) > most:
                 raise self._too_large(most)
-            self._body = body
             return body
+        timeout_s = self.platform.settings.server.body_timeout_s
         try:
-            async with asyncio.timeout(limits.body_timeout_s):
-                body = self._body = await self._read(most)
-                return body
+            async with asyncio.timeout(timeout_s):
+                return await self._read(most)
         except TimeoutError:
-            error = BadRequest(f"The body did not arrive within {limits.body_timeout_s:g} s.")
+            error = BadRequest(f"The body did not arrive within {timeout_s:g} s.")
             error.status = 408
             raise error from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ _TAGS = [
     {"name": "Chat", "description": "Language models in OpenAI's format."},
     {"name": "Messages", "description": "The same models in Anthropic's format."},
     {"name": "Predict", "description": "Models that answer at once: images, tables, text."},
+    {
+        "name": "Open Inference Protocol",
+        "description": "Models by tensors, as clients of KServe and Triton call them.",
+    },
     {"name": "Models", "description": "What can be called."},
     {"name": "API keys", "description": "Keys, their scopes and limits."},
     {"name": "Usage", "description": "What was called, by whom, and what it cost."},
@@ -126,13 +131,27 @@ def _operation(route: HotRoute, schema: dict[str, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "description": route.description,
         "security": [{"Bearer": []}, {"X-API-Key": []}],
-        "parameters": [_ONCE, _CACHE_CONTROL],
+        "parameters": [*_in_path(route.path), _ONCE, _CACHE_CONTROL],
         "requestBody": {"required": True, "content": content},
         "responses": {
             "200": {"description": "The answer.", "content": answer},
             **{str(status): error_response(status, style=route.errors) for status in statuses},
         },
     }
+
+
+def _in_path(path: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": f"The {name}'s name.",
+            "schema": {"type": "string"},
+            "example": {"model": "iris", "version": "2"}[name],
+        }
+        for name in re.findall(r"{(\w+)}", path)
+    ]
 
 
 def _fill_examples(document: dict[str, Any]) -> None:

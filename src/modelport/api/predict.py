@@ -12,8 +12,9 @@ from starlette.requests import Request
 from modelport.api.bodies import decode
 from modelport.api.exchange import Exchange
 from modelport.api.generate import cost_headers, new_call, served_headers
+from modelport.api.problems import error_member
 from modelport.calls import Caller, ModelKind, Operation
-from modelport.errors import BadRequest, ModelNotFound, UnsupportedMedia
+from modelport.errors import BadRequest, ModelNotFound, ModelportError, UnsupportedMedia
 from modelport.inference.corridor import SCOPE
 from modelport.inference.run import Run
 from modelport.requests import ModelName, PredictRequest
@@ -41,7 +42,28 @@ async def predict(exchange: Exchange) -> None:
     if request.model is msgspec.UNSET:
         request.model = _default_model(exchange, None)
     run, value = await _run(exchange, caller, secret, request=request, fields=fields)
-    await _respond(exchange, run, {"predictions": value, "prediction_id": f"pred_{exchange.request_id[4:]}"})
+    await _respond(exchange, run, {"predictions": value, "prediction_id": _prediction_id(exchange)})
+
+
+async def predict_each(exchange: Exchange) -> None:
+    """`POST /v2/predict`: each input has a result of its own, a prediction or an error."""
+    secret, caller = await _authenticate(exchange)
+    exchange.require_json()
+    body = await exchange.body()
+    request, fields = decode(body, PredictRequest, max_depth=exchange.platform.settings.server.max_json_depth)
+    if request.model is msgspec.UNSET:
+        request.model = _default_model(exchange, None)
+    run, value = await _run(exchange, caller, secret, request=request, fields=fields, partial=True)
+    failed = sum(isinstance(item, ModelportError) for item in value)
+    counts = {"total": len(value), "succeeded": len(value) - failed, "failed": failed}
+    results = [_result(index, item) for index, item in enumerate(value)]
+    await _respond(exchange, run, {"results": results, "counts": counts, "prediction_id": _prediction_id(exchange)})
+
+
+def _result(index: int, item: Any) -> dict[str, Any]:
+    if isinstance(item, ModelportError):
+        return {"index": index, "status": "failed", "error": error_member(item)}
+    return {"index": index, "status": "succeeded", "prediction": item}
 
 
 async def classify(exchange: Exchange) -> None:
@@ -64,9 +86,10 @@ async def _authenticate(exchange: Exchange) -> tuple[str, Caller]:
 
 
 async def _run(
-    exchange: Exchange, caller: Caller, secret: str, *, request: PredictRequest, fields: Any
+    exchange: Exchange, caller: Caller, secret: str, *, request: PredictRequest, fields: Any, partial: bool = False
 ) -> tuple[Run, list[Any]]:
     call = new_call(exchange, caller, operation=Operation.PREDICT, request=request, fields=fields)
+    call.partial = partial
     run = await exchange.platform.corridor.admit(call, secret)
     exchange.levels = run.reservation.levels
     exchange.guard(run.interrupt)
@@ -88,9 +111,13 @@ async def _respond(exchange: Exchange, run: Run, body: dict[str, Any]) -> None:
     await exchange.respond(200, _encode(body), headers=headers)
 
 
+def _prediction_id(exchange: Exchange) -> str:
+    return f"pred_{exchange.request_id[4:]}"
+
+
 def _default_model(exchange: Exchange, kind: ModelKind | None) -> str:
     """The first configured model that predicts (of this kind), for requests that name none."""
-    kinds = (kind,) if kind is not None else (ModelKind.IMAGE, ModelKind.TABULAR)
+    kinds = (kind,) if kind is not None else (ModelKind.IMAGE, ModelKind.TABULAR, ModelKind.CUSTOM)
     for model in exchange.platform.catalog.models.values():
         if model.kind in kinds:
             return model.id

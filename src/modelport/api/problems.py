@@ -23,17 +23,28 @@ def error_member(error: ModelportError) -> dict[str, str | None]:
 
 def problem_body(error: ModelportError, *, request_id: str, path: str, base_url: str) -> bytes:
     """The JSON body of an error answer. `type` is the address of the page that explains the code."""
-    return _encode(
-        {
-            "type": f"{base_url}/errors/{error.code}",
-            "title": error.title,
-            "status": error.status,
-            "detail": error.message,
-            "instance": path,
-            "request_id": request_id,
-            "error": error_member(error),
-        }
-    )
+    problem = _problem(error, request_id=request_id, path=path, base_url=base_url)
+    return _encode(problem | {"error": error_member(error)})
+
+
+def inference_body(error: ModelportError, *, request_id: str, path: str, base_url: str) -> bytes:
+    """The same for clients of the Open Inference Protocol, who read `error` as a sentence.
+
+    Source: Open Inference Protocol V2, "Inference Response JSON Error Object".
+    """
+    problem = _problem(error, request_id=request_id, path=path, base_url=base_url)
+    return _encode(problem | {"error": error.message, "code": error.code, "param": error.param})
+
+
+def _problem(error: ModelportError, *, request_id: str, path: str, base_url: str) -> dict[str, object]:
+    return {
+        "type": f"{base_url}/errors/{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.message,
+        "instance": path,
+        "request_id": request_id,
+    }
 
 
 def stream_event(error: ModelportError) -> bytes:

@@ -47,7 +47,19 @@ ANTHROPIC_SCHEMA: dict[str, Any] = {
         "request_id": {"type": "string"},
     },
 }
-ErrorStyle = Literal["problem", "anthropic"]
+INFERENCE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "InferenceError",
+    "description": "An error as clients of the Open Inference Protocol read it: `error` is a sentence.",
+    "required": ["error"],
+    "properties": {
+        **{name: part for name, part in PROBLEM_SCHEMA["properties"].items() if name != "error"},
+        "error": {"type": "string"},
+        "code": {"type": ["string", "null"]},
+        "param": {"type": ["string", "null"]},
+    },
+}
+ErrorStyle = Literal["problem", "anthropic", "inference"]
 _REQUEST_ID = "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09"
 
 _BY_STATUS: dict[int, type[ModelportError]] = {
@@ -69,9 +81,9 @@ _BY_STATUS: dict[int, type[ModelportError]] = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, style: ErrorStyle = "problem") -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for these statuses; 500 is always among them."""
-    return {status: error_response(status) for status in sorted({*statuses, 500})}
+    return {status: error_response(status, style=style) for status in sorted({*statuses, 500})}
 
 
 def error_response(status: int, *, style: ErrorStyle = "problem") -> dict[str, Any]:
@@ -79,10 +91,10 @@ def error_response(status: int, *, style: ErrorStyle = "problem") -> dict[str, A
     kind = _BY_STATUS[status]
     if style == "anthropic":
         member = {"type": type_of(status), "message": kind.title}
-        told = {"type": "error", "error": member, "request_id": _REQUEST_ID}
+        told: dict[str, Any] = {"type": "error", "error": member, "request_id": _REQUEST_ID}
         content = {"application/json": {"schema": ANTHROPIC_SCHEMA, "example": told}}
         return {"description": kind.title, "content": content}
-    example = {
+    example: dict[str, Any] = {
         "type": f"/errors/{kind.code}",
         "title": kind.title,
         "status": status,
@@ -91,6 +103,10 @@ def error_response(status: int, *, style: ErrorStyle = "problem") -> dict[str, A
         "request_id": _REQUEST_ID,
         "error": {"message": kind.title, "type": kind.type, "code": kind.code, "param": None},
     }
+    if style == "inference":
+        told = example | {"error": kind.title, "code": kind.code, "param": None}
+        content = {"application/json": {"schema": INFERENCE_SCHEMA, "example": told}}
+        return {"description": kind.title, "content": content}
     return {
         "description": kind.title,
         "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA, "example": example}},

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from modelport.api.edge import Handler
 from modelport.api.generate import chat_completions, completions, embeddings
 from modelport.api.messages import count_tokens, messages
+from modelport.api.oip.infer import infer
+from modelport.api.oip.wire import InferBody
 from modelport.api.openai_responses import count_input_tokens, responses
 from modelport.api.openapi import HotRoute
-from modelport.api.predict import ClassifyRequest, classify, predict
+from modelport.api.predict import ClassifyRequest, classify, predict, predict_each
 from modelport.dialect.anthropic.shapes import CountTokensRequest, MessagesRequest
 from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest, ResponsesRequest
 
@@ -231,6 +234,69 @@ CLASSIFY = HotRoute(
     multipart=True,
     openai=False,
 )
+PREDICT_EACH = HotRoute(
+    path="/v2/predict",
+    operation_id="create_predictions",
+    summary="Predict each input",
+    description="As `/v1/predict`, with a result for each input: what is wrong with one input fails it alone, and "
+    "only what succeeded is charged.",
+    tag="Predict",
+    request=PredictRequest,
+    request_example={"model": "iris", "inputs": [[5.1, 3.5, 1.4, 0.2], ["wide"]]},
+    response_example={
+        "results": [
+            {
+                "index": 0,
+                "status": "succeeded",
+                "prediction": {"label": "setosa", "index": 0, "probabilities": {"setosa": 0.98}},
+            },
+            {
+                "index": 1,
+                "status": "failed",
+                "error": {
+                    "message": "inputs[1] has 1 values; the model takes 4.",
+                    "type": "invalid_request_error",
+                    "code": "invalid_request_error",
+                    "param": "inputs[1]",
+                },
+            },
+        ],
+        "counts": {"total": 2, "succeeded": 1, "failed": 1},
+        "prediction_id": "pred_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
+        "model": "iris",
+        "model_version": "2",
+        "request_id": "req_0199d1c2a7f07c3e8f6b5a4d3c2b1a09",
+        "latency_ms": 1.204,
+    },
+    response_schema=_OBJECT,
+    openai=False,
+)
+INFER = HotRoute(
+    path="/v2/models/{model}/infer",
+    operation_id="oip_infer",
+    summary="Infer",
+    description="Tensors in, tensors out: the Open Inference Protocol V2, as JSON or with tensors as bytes behind it "
+    "(`Inference-Header-Content-Length`), gzip and deflate included.",
+    tag="Open Inference Protocol",
+    request=InferBody,
+    request_example={
+        "inputs": [{"name": "measurements", "shape": [1, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2]}]
+    },
+    response_example={
+        "model_name": "iris",
+        "model_version": "2",
+        "outputs": [{"name": "label", "datatype": "INT64", "shape": [1], "data": [0]}],
+    },
+    response_schema=_OBJECT,
+    errors="inference",
+    openai=False,
+)
+INFER_VERSION = replace(
+    INFER,
+    path="/v2/models/{model}/versions/{version}/infer",
+    operation_id="oip_infer_version",
+    summary="Infer with a version",
+)
 
 HOT: tuple[tuple[HotRoute, Handler], ...] = (
     (CHAT, chat_completions),
@@ -242,4 +308,7 @@ HOT: tuple[tuple[HotRoute, Handler], ...] = (
     (COUNT_TOKENS, count_tokens),
     (PREDICT, predict),
     (CLASSIFY, classify),
+    (PREDICT_EACH, predict_each),
+    (INFER, infer),
+    (INFER_VERSION, infer),
 )

@@ -9,14 +9,14 @@ from typing import Any
 
 from modelport.backends.protocol import Health, Status
 from modelport.backends.sandbox.answers import Answer, directives_of, plan_answers
-from modelport.backends.sandbox.directives import Directives
+from modelport.backends.sandbox.directives import Directives, read_directives
 from modelport.backends.sandbox.embeddings import embed
 from modelport.backends.sandbox.failures import failure
 from modelport.backends.sandbox.logprobs import logprobs_of
 from modelport.backends.sandbox.tokens import count_input
 from modelport.calls import Call, Delta, Operation, Usage
 from modelport.dialect.openai import ChunkWriter
-from modelport.errors import CallTimeout, UpstreamFailed
+from modelport.errors import CallTimeout, ModelportError, UpstreamFailed
 from modelport.kit.clock import Clock, SystemClock
 
 FINGERPRINT = "fp_sandbox"
@@ -61,7 +61,9 @@ class SandboxBackend:
         if call.operation is Operation.EMBEDDING:
             yield embed(call)
         elif call.operation is Operation.PREDICT:
-            yield Delta(whole=True, value=[_echo(item) for item in call.request.inputs], usage=Usage())
+            yield _predict(call)
+        elif call.operation is Operation.INFER:
+            yield Delta(whole=True, value=call.request.inputs, usage=Usage())
         else:
             answers = plan_answers(call, asked, bound=max_output_tokens)
             async for delta in self._generate(call, answers, first):
@@ -133,6 +135,26 @@ class _Writer:
             return self.chunks.tool_arguments(0, token, index=index)
         digest = hashlib.sha256(f"{self._call.id}/{index}".encode()).hexdigest()
         return self.chunks.tool_start(0, id=f"call_{digest[:24]}", name=answer.tool, index=index)
+
+
+def _predict(call: Call) -> Delta:
+    """Each input itself; one with a directive that fails, fails, alone where the call is partial."""
+    value: list[Any] = []
+    for item in call.request.inputs:
+        try:
+            value.append(_answered(item))
+        except ModelportError as error:
+            if not call.partial:
+                raise
+            value.append(error)
+    return Delta(whole=True, value=value, usage=Usage())
+
+
+def _answered(item: Any) -> Any:
+    asked = read_directives(item) if isinstance(item, str) else None
+    if asked is not None and asked.error is not None:
+        raise failure(asked.error)
+    return _echo(item)
 
 
 def _echo(item: Any) -> Any:

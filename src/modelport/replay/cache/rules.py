@@ -60,6 +60,8 @@ def parse_cache_control(field: str | None) -> CacheControl:
 
 def is_cacheable(call: Call, options: ModelCacheSettings) -> bool:
     """Whether the model's options let this call be answered from the cache at all."""
+    if call.partial or call.operation is Operation.INFER:
+        return False
     if not options.temperature0_only or call.operation not in (Operation.CHAT, Operation.COMPLETION):
         return True
     return bool(call.request.temperature == 0)
