@@ -19,6 +19,8 @@ _TREES = ("src", "tests", "tools", "bench", "examples")
 _CATCH_ALL = {
     "src/modelport/api/edge.py": "the door's last handler: whatever breaks is a 500 in the house's own form",
     "src/modelport/metering/ledger.py": "the loops that bring usage home: whatever fails is said and tried again",
+    "src/modelport/catalog/follower.py": "the loop that follows the registry: the catalogue stays as it was meanwhile",
+    "src/modelport/supervisor/registry.py": "the loop that looks for new versions: what is served stays meanwhile",
     "src/modelport/budgets/treasury.py": "the loop that tends purses: whatever fails is said and tried again",
     "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",
     "src/modelport/replay/idempotency/service.py": "the loop that renews claims: it goes on whatever failed before",

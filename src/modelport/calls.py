@@ -67,7 +67,8 @@ class Caller:
     """Who calls: what a key or a token leads to. Immutable, so that it can be cached.
 
     `budgets` are all that may concern a call: the organization's, its tags', the project's and the key's. A test-mode
-    caller has none, since its calls are free.
+    caller has none, since its calls are free. `model_versions` says by model which version (or alias) is meant by a
+    call that names none.
     """
 
     organization_id: str
@@ -82,6 +83,7 @@ class Caller:
     operator: bool = False
     discount_basis_points: int = 0
     budgets: tuple[Budget, ...] = ()
+    model_versions: Mapping[str, str] | None = None
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models

@@ -129,7 +129,7 @@ class PredictRequest(msgspec.Struct, kw_only=True):
 
     inputs: Annotated[list[Any], Meta(min_length=1)]
     model: ModelName | UnsetType = UNSET
-    model_version: Annotated[str, Meta(max_length=80)] = "latest"
+    model_version: Annotated[str, Meta(max_length=80)] | None = None
     options: dict[str, Any] = {}
     metadata: dict[str, Any] | None = None
 

@@ -162,6 +162,19 @@ class ModelSloSettings(_Group):
     availability: float | None = Field(None, gt=0, lt=1)
 
 
+class RegistrySettings(_Group):
+    """Models and versions that are added, moved and removed while serving."""
+
+    poll_interval_s: float = Field(
+        1.0, gt=0, description="How often each process looks whether something changed that it was not told of."
+    )
+    drain_s: float = Field(
+        30.0, ge=0, description="A version that was removed is unloaded after this, and after its last call."
+    )
+    max_versions: int = Field(200, ge=1, description="Versions that can be added beside the configured ones.")
+    alias_history: int = Field(50, ge=2, description="Earlier meanings of an alias that are kept for rollbacks.")
+
+
 class SloSettings(_Group):
     """What is promised of the calls, and counted: see `/v1/metrics` and `/v1/admin/slo`."""
 
@@ -468,6 +481,7 @@ class Settings(BaseSettings):
     budgets: BudgetsSettings = BudgetsSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     cache: CacheSettings = CacheSettings()
+    registry: RegistrySettings = RegistrySettings()
     slo: SloSettings = SloSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()

@@ -19,8 +19,8 @@ id = "sandbox"
 backend = "sandbox"
 """
 SHAPE = {
-    "id", "object", "name", "prefix", "last4", "mode", "scopes", "models", "limits", "allowed_ips", "expires_at",
-    "created_at", "last_used_at", "revoked_at", "project_id",
+    "id", "object", "name", "prefix", "last4", "mode", "scopes", "models", "model_versions", "limits", "allowed_ips",
+    "expires_at", "created_at", "last_used_at", "revoked_at", "project_id",
 }  # fmt: skip
 ROUTES = [
     ("POST", "/v1/api_keys", {"name": "x"}),

@@ -92,7 +92,8 @@ def test_the_list_of_revisions_is_the_scripts_in_order() -> None:
     scripts = ScriptDirectory(str(SCRIPTS)).walk_revisions()
     assert tuple(script.revision for script in reversed(list(scripts))) == REVISIONS
     names = sorted(path.name for path in (SCRIPTS / "versions").glob("*.py"))
-    assert [name[:4] for name in names] == list(REVISIONS)
+    # Each bears its own number; which one follows which is up to the scripts.
+    assert [name[:4] for name in names] == sorted(REVISIONS)
     assert all(re.fullmatch(r"\d{4}_[a-z_]+\.py", name) for name in names)
 
 

@@ -12,7 +12,7 @@ from modelport.calls import Caller, Limits
 from modelport.errors import BadRequest, PermissionDenied
 
 # Everything of a grant but its mode, which is a part of the key itself.
-CHANGEABLE = ("scopes", "models", "limits", "allowed_ips", "expires_us")
+CHANGEABLE = ("scopes", "models", "limits", "allowed_ips", "expires_us", "model_versions")
 
 
 def grant_of(actor: Caller, key: ApiKey | None) -> Grant:

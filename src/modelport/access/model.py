@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
@@ -21,6 +22,8 @@ class Grant:
     limits: Limits = NO_LIMITS
     allowed_ips: tuple[str, ...] | None = None
     expires_us: int | None = None
+    # By model the version or alias that its bare name means; a preference, so nobody hands it down.
+    model_versions: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class KeyChange:
     limits: Limits | UnsetType | None = UNSET
     allowed_ips: tuple[str, ...] | UnsetType | None = UNSET
     expires_us: int | UnsetType | None = UNSET
+    model_versions: Mapping[str, str] | UnsetType | None = UNSET
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ _LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_calls")
 _HOLDER = (
     sa.select(
         *(api_keys.c[name] for name in ("id", "organization_id", "project_id", "mode", "scopes", "models", "operator")),
+        api_keys.c.model_versions,
         *(api_keys.c[name] for name in ("allowed_ips", "expires_us", "revoked_us", *_LIMITS)),
         # An organization's own limit replaces its plan's.
         *(sa.func.coalesce(organizations.c[name], plans.c[name]).label(f"organization_{name}") for name in _LIMITS),
@@ -144,6 +145,7 @@ def grant_columns(grant: Grant, *, only: Collection[str]) -> dict[str, Any]:
         "models": None if grant.models is None else sorted(grant.models),
         "allowed_ips": None if grant.allowed_ips is None else list(grant.allowed_ips),
         "expires_us": grant.expires_us,
+        "model_versions": dict(grant.model_versions) if grant.model_versions else None,
     }
     values = {name: columns[name] for name in only if name in columns}
     if "limits" in only:
@@ -159,6 +161,7 @@ def _key(row: RowMapping) -> ApiKey:
         limits=Limits(*(row[name] for name in _LIMITS)),
         allowed_ips=None if row["allowed_ips"] is None else tuple(row["allowed_ips"]),
         expires_us=row["expires_us"],
+        model_versions=row["model_versions"],
     )
     names = ("id", "organization_id", "project_id", "name", "prefix", "last4", "hash", "operator", "created_us")
     return ApiKey(
@@ -184,6 +187,7 @@ def _holder(row: RowMapping, budgets: tuple[Budget, ...]) -> KeyHolder:
         operator=row["operator"],
         discount_basis_points=row["discount_basis_points"],
         budgets=budgets,
+        model_versions=row["model_versions"] or None,
     )
     allowed_ips = None if row["allowed_ips"] is None else tuple(row["allowed_ips"])
     return KeyHolder(caller, allowed_ips, row["expires_us"], row["revoked_us"])

@@ -11,7 +11,19 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
 
-from modelport.api import admin, budgets, deprecations, documents, health, keys, levels, limits, models, usage
+from modelport.api import (
+    admin,
+    admin_models,
+    budgets,
+    deprecations,
+    documents,
+    health,
+    keys,
+    levels,
+    limits,
+    models,
+    usage,
+)
 from modelport.api.edge import Edge
 from modelport.api.failures import failure
 from modelport.api.oip import server as oip
@@ -30,7 +42,8 @@ def described(public_url: str = "", retired: RouteDeprecations | None = None) ->
     rest.state.public_url = public_url
     rest.state.deprecations = retired or RouteDeprecations(())
     rest.state.hot_routes = tuple(route for route, _ in HOT)
-    for module in (models, deprecations, keys, usage, budgets, limits, admin, levels, oip, health, documents):
+    operation = (admin, admin_models, levels)
+    for module in (models, deprecations, keys, usage, budgets, limits, *operation, oip, health, documents):
         rest.include_router(module.router)
     return rest
 

@@ -27,6 +27,7 @@ _FIELDS: dict[str, Any] = {
     "mode": "live",
     "scopes": ["inference", "models:read"],
     "models": ["smollm2-135m-instruct"],
+    "model_versions": None,
     "limits": {"requests_per_minute": 60, "tokens_per_minute": None, "concurrent_calls": None},
     "allowed_ips": ["203.0.113.0/24"],
     "expires_at": "2027-12-31T00:00:00Z",
@@ -45,6 +46,10 @@ _Scopes = Annotated[
     Field(max_length=32, description="What it may do; at most what your own key may."),
 ]
 _Models = Annotated[list[_Model], Field(max_length=64, description="The only models it may call; null: all.")]
+_Versions = Annotated[
+    dict[_Model, Annotated[str, Field(min_length=1, max_length=64)]],
+    Field(max_length=64, description="The version or alias that a model's bare name means; null: `latest` for all."),
+]
 _Addresses = Annotated[
     list[Annotated[str, Field(max_length=50)]],
     Field(min_length=1, max_length=64, description="IP addresses or CIDR blocks; null: from anywhere."),
@@ -79,6 +84,7 @@ class KeyCreate(BaseModel):
     )
     scopes: _Scopes = ["inference", "models:read"]
     models: _Models | None = None
+    model_versions: _Versions | None = None
     limits: KeyLimits | None = None
     allowed_ips: _Addresses | None = None
     expires_at: AwareDatetime | None = Field(None, description="RFC 3339; null: never.")
@@ -98,6 +104,7 @@ class KeyPatch(BaseModel):
     name: _Name = Field("", json_schema_extra=_without_default)
     scopes: _Scopes = Field([], json_schema_extra=_without_default)
     models: _Models | None = None
+    model_versions: _Versions | None = None
     limits: KeyLimits | None = None
     allowed_ips: _Addresses | None = None
     expires_at: AwareDatetime | None = None
@@ -116,6 +123,7 @@ class KeyBody(BaseModel):
     mode: Literal["live", "test"]
     scopes: list[str]
     models: list[str] | None
+    model_versions: dict[str, str] | None
     limits: KeyLimits
     allowed_ips: list[str] | None
     expires_at: str | None
@@ -171,6 +179,7 @@ async def create_api_key(body: KeyCreate, platform: PlatformDep, caller: KeysDep
         limits=_limits(body.limits) or Limits(),
         allowed_ips=_tuple(body.allowed_ips),
         expires_us=_us(body.expires_at),
+        model_versions=body.model_versions,
     )
     key, secret = await platform.keys.create(caller, NewKey(body.name, grant, body.project_id))
     return KeyCreated(**_body(key).model_dump(), key=secret)
@@ -239,6 +248,7 @@ def _change(body: KeyPatch) -> KeyChange:
         limits=_limits(body.limits) if "limits" in sent else UNSET,
         allowed_ips=_tuple(body.allowed_ips) if "allowed_ips" in sent else UNSET,
         expires_us=_us(body.expires_at) if "expires_at" in sent else UNSET,
+        model_versions=body.model_versions if "model_versions" in sent else UNSET,
     )
 
 
@@ -253,6 +263,7 @@ def _body(key: ApiKey) -> KeyBody:
         mode=grant.mode,
         scopes=sorted(grant.scopes),
         models=None if grant.models is None else sorted(grant.models),
+        model_versions=None if grant.model_versions is None else dict(grant.model_versions),
         limits=KeyLimits(
             requests_per_minute=grant.limits.requests_per_minute,
             tokens_per_minute=grant.limits.tokens_per_minute,
@@ -282,7 +293,12 @@ def _tuple(members: list[str] | None) -> tuple[str, ...] | None:
 
 
 def _us(moment: AwareDatetime | None) -> int | None:
-    return None if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)
+    return None if moment is None else microseconds(moment)
+
+
+def microseconds(moment: AwareDatetime) -> int:
+    """An instant as the platform keeps it: microseconds since 1970."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _time(us: int | None) -> str | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from modelport.api.auth import PlatformDep, require
 from modelport.api.deprecations import DeprecationBody, deprecation_body
 from modelport.api.platform import Platform
+from modelport.api.registry_views import pending_detail
 from modelport.api.responses import errors
 from modelport.backends.protocol import Health
 from modelport.calls import Caller
@@ -73,6 +74,7 @@ class ModelBody(BaseModel):
                     "batching": None,
                     "versions": ["1", "2"],
                     "aliases": {"latest": "2", "stable": "2"},
+                    "pending": {},
                     "prices": None,
                     "deprecation": None,
                 }
@@ -105,6 +107,7 @@ class ModelBody(BaseModel):
     )
     versions: list[str]
     aliases: dict[str, str]
+    pending: dict[str, str] = Field(description="Of aliases that are to mean another version: why they do not yet.")
     prices: ModelPrices | None = Field(description="None where the model is free.")
     deprecation: DeprecationBody | None = Field(description="When it ends; null: it stays.")
 
@@ -193,6 +196,7 @@ def model_body(platform: Platform, model: Model, *, operator: bool = False) -> M
         batching=info.get("batching") if operator else None,
         versions=list(model.versions),
         aliases=model.aliases,
+        pending={alias: pending_detail(model, alias) for alias in model.pending},
         prices=_prices(platform, model),
         deprecation=deprecation_body(latest.deprecation),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from modelport.access.keyring import KeyRing
 from modelport.access.service import KeyService
 from modelport.budgets.service import BudgetService
+from modelport.catalog.registry import Registry
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database
 from modelport.inference.admission import Admission
@@ -51,4 +52,5 @@ class Platform:
     idempotency: Idempotency
     metrics: Metrics
     levels: ServiceLevels
+    registry: Registry
     phase: Phase = field(default_factory=Phase)

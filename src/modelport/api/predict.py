@@ -28,7 +28,7 @@ class ClassifyRequest(msgspec.Struct, kw_only=True):
 
     image: Annotated[str, msgspec.Meta(min_length=1)]
     model: ModelName | None = None
-    model_version: Annotated[str, msgspec.Meta(max_length=80)] = "latest"
+    model_version: Annotated[str, msgspec.Meta(max_length=80)] | None = None
     top_k: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     metadata: dict[str, Any] | None = None
 
@@ -155,7 +155,7 @@ async def _from_form(exchange: Exchange) -> PredictRequest:
             return PredictRequest(
                 inputs=[await upload.read()],
                 model=model if isinstance(model, str) and model else msgspec.UNSET,
-                model_version=version if isinstance(version, str) and version else "latest",
+                model_version=version if isinstance(version, str) and version else None,
                 options=_top_k(form.get("top_k")),
             )
     except HTTPException as error:

@@ -29,7 +29,8 @@ class Place:
     """One version of one local model, as the supervisor knows it now.
 
     `path` is the model's file once it lies on this machine; `socket` the UNIX socket of the engine that serves it,
-    for the engines that are processes of their own. `detail` says why it isn't ready, for people.
+    for the engines that are processes of their own. `detail` says why it isn't ready, for people; of a download that is
+    under way the bytes say how far it is (a total of 0 is not known).
     """
 
     model: str
@@ -38,6 +39,8 @@ class Place:
     path: str = ""
     socket: str = ""
     detail: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
 
 
 class Places:

@@ -31,7 +31,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A public model. `aliases` are moving names for versions; every model has `latest` and `stable`."""
+    """A public model. `aliases` are moving names for versions; every model has `latest` and `stable`.
+
+    `pending` are aliases that are to mean another version as soon as that one can answer.
+    """
 
     id: str
     kind: ModelKind
@@ -39,6 +42,7 @@ class Model:
     versions: dict[str, Version]
     created_us: int
     aliases: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)
 
     @property
     def operations(self) -> frozenset[Operation]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from weakref import WeakSet
 
 from modelport.backends.batching.figures import Figures
 from modelport.backends.protocol import Backend, Health, Status
@@ -27,6 +28,8 @@ class PlacedBackend:
         self._build = build
         self._real: Backend | None = None
         self._waiting: asyncio.Task[None] | None = None
+        # Answers that are being read. They leave by themselves when their readers let go of them.
+        self._open: WeakSet[AsyncGenerator[Delta]] = WeakSet()
 
     async def start(self) -> None:
         self._waiting = asyncio.create_task(self._wait())
@@ -36,6 +39,17 @@ class PlacedBackend:
             self._waiting.cancel()
         if self._real is not None:
             await self._real.close()
+
+    async def retire(self, *, drain_s: float, most_s: float) -> None:
+        """Close it once nobody can ask it any more: after `drain_s`, within which every call that was planned for it
+        has begun, and after its last answer; after `most_s` in any case."""
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + most_s
+        await asyncio.sleep(drain_s)
+        # Readers that let go say nothing of it, so it is looked.
+        while self._open and loop.time() < give_up_s:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+        await self.close()
 
     def health(self) -> Health:
         if self._real is not None:
@@ -55,11 +69,18 @@ class PlacedBackend:
         tell = getattr(self._real, "figures", None)
         return tell() if tell is not None else None
 
+    def progress(self) -> tuple[int, int]:
+        """Bytes of its file that have come, of how many; zeros where nothing is on its way."""
+        place = None if self._real is not None else self._place()
+        return (0, 0) if place is None else (place.done_bytes, place.total_bytes)
+
     async def count_input(self, call: Call, *, model: str) -> int:
         return await self._backend().count_input(call, model=model)
 
     def stream(self, call: Call, *, model: str, max_output_tokens: int | None) -> AsyncGenerator[Delta]:
-        return self._backend().stream(call, model=model, max_output_tokens=max_output_tokens)
+        answer = self._backend().stream(call, model=model, max_output_tokens=max_output_tokens)
+        self._open.add(answer)
+        return answer
 
     def _backend(self) -> Backend:
         if self._real is not None:

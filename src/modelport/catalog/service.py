@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from modelport.backends.batching.figures import Figures
 from modelport.backends.protocol import Backend, Health, Status
@@ -11,16 +11,44 @@ from modelport.catalog.model import Model, Version
 from modelport.catalog.rules import resolve
 from modelport.errors import ModelNotFound
 
+# Of models that are gone: what calls of theirs that are still under way need.
+_MOST_GONE = 1_000
+
 
 class Catalog:
-    """The models that this process serves. Read on every call, changed only at start."""
+    """The models that this process serves. Read on every call.
+
+    They are exchanged as a whole, between two steps of the event loop: a call sees one state of them, or the next.
+    """
 
     def __init__(self, models: Iterable[Model]) -> None:
         self._models: Mapping[str, Model] = {model.id: model for model in models}
+        self._gone: dict[str, Model] = {}
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def models(self) -> Mapping[str, Model]:
         return self._models
+
+    def swap(self, models: Iterable[Model]) -> None:
+        """Serve these from now on. Their backends are started; who listens is told before anybody else runs."""
+        fresh = {model.id: model for model in models}
+        for id_, model in self._models.items():
+            if id_ not in fresh:
+                self._gone[id_] = model
+        while len(self._gone) > _MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+        self._models = fresh
+        for listener in self._listeners:
+            listener()
+
+    def on_swap(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called after each exchange, at once."""
+        self._listeners.append(listener)
+
+    def known(self, id_: str) -> Model:
+        """The model of this id, also one that is gone and that a call under way was planned for."""
+        return self._models.get(id_) or self._gone[id_]
 
     def get(self, name: str, *, version: str | None = None) -> tuple[Model, Version]:
         """The model and version a caller's `name` means. Raises: ModelNotFound."""

@@ -14,16 +14,31 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
 from modelport.catalog.download import Download, Progress, SourceError
 
-__all__ = ["Download", "Fetcher", "Progress", "SourceError", "find_packaged", "is_remote", "prepared_dir", "sha256_of"]
+__all__ = [
+    "Download",
+    "Fetcher",
+    "Progress",
+    "SourceError",
+    "check_address",
+    "find_local",
+    "find_packaged",
+    "is_remote",
+    "prepared_dir",
+    "sha256_of",
+]
 
 HUB_URL = "https://huggingface.co"
+_INSTALLED = ("package:", "prepared:")
+_CHUNK_BYTES = 1 << 20
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -46,7 +61,7 @@ class Fetcher:
         """
         url = _url_of(source, self.hub_url)
         if url is None:
-            path = _local(source)
+            path = find_local(source)
             _verify(path, sha256, source)
             return path
         path = self.models_dir / _file_name(url)
@@ -62,10 +77,43 @@ class Fetcher:
         partial.replace(path)
         return path
 
+    def keep(self, source: str, *, sha256: str | None = None, progress: Progress | None = None) -> Path:
+        """The same, of a file that must stay what it is now: one of the operator's own is copied, and the copy used
+        from then on, whatever becomes of the original. Raises: SourceError."""
+        if is_remote(source) or source.startswith(_INSTALLED):
+            return self.fetch(source, sha256=sha256, progress=progress)
+        kept = self.models_dir / "added"
+        if sha256 is not None:
+            there = kept / (sha256.lower() + Path(source).suffix.lower())
+            if there.is_file() and sha256_of(there) == sha256.lower():
+                return there
+        return _copy(find_local(source), kept, sha256, source)
+
+
+def _copy(path: Path, folder: Path, sha256: str | None, source: str) -> Path:
+    """Copy a file to where its hash is its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial") as partial:
+        with path.open("rb") as original:
+            shutil.copyfileobj(original, partial, _CHUNK_BYTES)
+        partial.flush()
+        copy = Path(partial.name)
+        _verify(copy, sha256, source)
+        there = folder / (sha256_of(copy) + path.suffix.lower())
+        # A second name for it; the first one goes with the block.
+        there.unlink(missing_ok=True)
+        there.hardlink_to(copy)
+    return there
+
 
 def is_remote(source: str) -> bool:
     """Whether fetching it needs a network."""
     return source.startswith(("hf:", "https:", "http:"))
+
+
+def check_address(source: str) -> None:
+    """Raises: SourceError for a source that needs a network and names no address that would be asked."""
+    _url_of(source, HUB_URL)
 
 
 def prepared_dir() -> Path:
@@ -92,7 +140,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _local(source: str) -> Path:
+def find_local(source: str) -> Path:
+    """The file of a source that needs no network. Raises: SourceError."""
     if source.startswith("package:"):
         return find_packaged(source.removeprefix("package:"))
     if source.startswith("prepared:"):

@@ -81,6 +81,8 @@ api_keys = sa.Table(
     sa.Column("hash", sa.String(64), nullable=False, unique=True),
     sa.Column("scopes", sa.JSON, nullable=False),
     sa.Column("models", sa.JSON(none_as_null=True)),
+    # Model id → version or alias, for calls that name none.
+    sa.Column("model_versions", sa.JSON(none_as_null=True)),
     sa.Column("requests_per_minute", sa.Integer),
     sa.Column("tokens_per_minute", sa.Integer),
     sa.Column("concurrent_calls", sa.Integer),
@@ -205,4 +207,59 @@ service_counts = sa.Table(
     sa.Column("outcome", sa.String(16), primary_key=True),
     sa.Column("stretch", sa.Integer, primary_key=True),
     sa.Column("calls", sa.BigInteger, nullable=False),
+)
+
+# Versions that were added while serving, beside those of the configuration. Immutable: a removed one keeps its row, so
+# that its name never means another file.
+model_versions = sa.Table(
+    "model_versions",
+    metadata,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("version", _Id, primary_key=True),
+    sa.Column("kind", sa.String(40), nullable=False),
+    sa.Column("backend", sa.String(40), nullable=False),
+    sa.Column("source", sa.String(2000), nullable=False),
+    # Both null until a file from elsewhere has come.
+    sa.Column("sha256", sa.String(64)),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("description", sa.String(2000), nullable=False),
+    # `active` or `removed`.
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.Column("created_by", _Id, nullable=False),
+)
+
+# What aliases mean and meant: of each alias the highest number holds. An empty version: as configured again.
+model_aliases = sa.Table(
+    "model_aliases",
+    metadata,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("alias", _Id, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("version", _Id, nullable=False),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.Column("created_by", _Id, nullable=False),
+)
+
+# Ends of versions that were announced while serving; they go before the configuration's.
+model_retirements = sa.Table(
+    "model_retirements",
+    metadata,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("version", _Id, primary_key=True),
+    sa.Column("deprecated_us", _TimeUs, nullable=False),
+    sa.Column("sunset_us", _TimeUs),
+    sa.Column("successor", sa.String(400), nullable=False),
+    sa.Column("link", sa.String(2000), nullable=False),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.Column("created_by", _Id, nullable=False),
+)
+
+# One row. Every change of the three tables above begins by raising its revision, and so waits for the one before.
+registry = sa.Table(
+    "registry",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
 )

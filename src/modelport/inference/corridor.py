@@ -66,7 +66,8 @@ class Corridor:
             Planner(catalog, router, clock=clock, limits=limits), router, metrics=metrics, clock=clock
         )
         self._cache = cache
-        self._has_cached = any(model.settings.cache is not None for model in catalog.models.values())
+        self._look_for_caches()
+        catalog.on_swap(self._look_for_caches)
         # Settlements of calls whose clients are gone and whose answers go on for others.
         self._settling: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
@@ -100,6 +101,9 @@ class Corridor:
                 return await self._admit_cacheable(call, secret, model, version)
         return await self._let_in(call, secret, self.plan(call))
 
+    def _look_for_caches(self) -> None:
+        self._has_cached = any(model.settings.cache is not None for model in self.catalog.models.values())
+
     async def close(self) -> None:
         """Return when every call is settled."""
         while self._settling:
@@ -119,6 +123,9 @@ class Corridor:
             ticket = await self._cache.consult(call, model=model.settings, version=version.id)
             if call.original is not None:
                 call.original = replace(call.original, shared=True)
+            if self.dispatcher.planner.resolve(call)[1] is not version:
+                # Its alias leads elsewhere by now, and what was asked of the cache is the version's own.
+                call.model, call.version = model.id, version.id
         try:
             plan = self.plan(call) if not ticket.free else self.dispatcher.planner.unasked(call, model, version)
             run = await self._let_in(call, secret, plan, ticket=ticket)

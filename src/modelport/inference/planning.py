@@ -60,8 +60,9 @@ class Planner:
         self._router = router
         self._clock = clock
         self._limits = limits
-        # By the names that callers use for them; the catalogue does not change, so neither do these.
+        # By the names that callers use for them; made anew when the catalogue has changed.
         self._plain: dict[str, Plan] = {}
+        catalog.on_swap(self._plain.clear)
 
     def plan(self, call: Call) -> Plan:
         """Which target is asked first; the call is told how patient its route is.
@@ -82,7 +83,7 @@ class Planner:
 
     def resolve(self, call: Call) -> tuple[Model, Version]:
         """Which model and version the call asks for. Raises: ModelNotFound, Gone, BadRequest."""
-        model, version = self._catalog.get(call.model, version=call.version)
+        model, version = self._catalog.get(call.model, version=call.version or _pinned(call))
         self._check(call, model)
         if version.deprecation is not None:
             version.deprecation.check(self._clock.now_us())
@@ -123,7 +124,7 @@ class Planner:
         return self._plan(leg, plan.policy, plan.itinerary, plan.deprecation)
 
     def _plan(self, leg: Leg, policy: Policy, itinerary: Itinerary | None, deprecation: Deprecation | None) -> Plan:
-        model, target = self._catalog.models[leg.route.model], leg.candidate.target
+        model, target = self._catalog.known(leg.route.model), leg.candidate.target
         served = Served(model.id, leg.route.version, target.backend.kind, target.upstream_model)
         # An upstream keeps its own default: only a bound that the operator configured is imposed on it.
         imposes = not model.settings.targets or model.settings.max_output_tokens is not None
@@ -157,13 +158,20 @@ class Planner:
 
     def bound_of(self, route: Route, call: Call, *, most: int | None) -> int | None:
         """The same for a model that takes over; what was reserved stays the most."""
-        own = self.output_bound(call, self._catalog.models[route.model], 0)
+        own = self.output_bound(call, self._catalog.known(route.model), 0)
         return most if own is None or most is None else min(own, most)
 
 
 def _is_plain(call: Call) -> bool:
     """Whether the call asks for nothing but a model."""
-    return call.version is None and not call.route and call.caller.mode == "live"
+    caller = call.caller
+    return call.version is None and not call.route and caller.mode == "live" and caller.model_versions is None
+
+
+def _pinned(call: Call) -> str | None:
+    """The version that the caller's key means by the model's bare name."""
+    pins = call.caller.model_versions
+    return None if pins is None else pins.get(call.model)
 
 
 def _be_patient(call: Call, patience: Patience) -> None:

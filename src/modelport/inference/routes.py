@@ -23,17 +23,42 @@ def build_router(settings: Settings, catalog: Catalog, state: State, *, clock: C
 
     A test key never spends an upstream's money: the sandbox plays its part, in the model's name.
     """
-    candidates = _Candidates(settings)
-    sandbox = Target(SandboxBackend(), "sandbox")
-    played_by = (Candidate(sandbox, Pulse("", sandbox.upstream_model, None)),)
-    routes, played = [], []
-    for model in catalog.models.values():
-        policy, fallbacks = policy_of(model.settings), fallbacks_of(model.settings)
-        for version in model.versions.values():
-            routes.append(Route(model.id, version.id, candidates.of(model, version), policy, fallbacks))
-            if model.settings.targets:
-                played.append(Route(model.id, version.id, played_by, policy, fallbacks))
-    return Router(routes, state, played=played, clock=clock, metrics=metrics, settings=settings.routing)
+    routes = _Routes(_Candidates(settings))
+    made, played = routes.of(catalog)
+    router = Router(made, state, played=played, clock=clock, metrics=metrics, settings=settings.routing)
+
+    def follow() -> None:
+        made, played = routes.of(catalog)
+        router.replace(made, played=played)
+
+    catalog.on_swap(follow)
+    return router
+
+
+class _Routes:
+    """Makes the routes of a catalogue; versions that it had before keep theirs, with all that is known of it."""
+
+    def __init__(self, candidates: _Candidates) -> None:
+        self._candidates = candidates
+        self._known: dict[tuple[str, str], tuple[tuple[Target, ...], Route]] = {}
+        sandbox = Target(SandboxBackend(), "sandbox")
+        self._played_by = (Candidate(sandbox, Pulse("", sandbox.upstream_model, None)),)
+
+    def of(self, catalog: Catalog) -> tuple[list[Route], list[Route]]:
+        """The routes of every version, and those of the models that the sandbox plays for test keys."""
+        known, played = self._known, []
+        self._known = {}
+        for model in catalog.models.values():
+            policy, fallbacks = policy_of(model.settings), fallbacks_of(model.settings)
+            for version in model.versions.values():
+                name = (model.id, version.id)
+                targets, route = known.get(name, ((), None))
+                if route is None or targets is not version.targets:
+                    route = Route(*name, self._candidates.of(model, version), policy, fallbacks)
+                self._known[name] = version.targets, route
+                if model.settings.targets:
+                    played.append(Route(*name, self._played_by, policy, fallbacks))
+        return [route for _, route in self._known.values()], played
 
 
 class _Candidates:

@@ -13,40 +13,50 @@ from modelport.backends.openai import OpenAIBackend
 from modelport.backends.protocol import Backend, Target
 from modelport.backends.sandbox import SandboxBackend
 from modelport.calls import ModelKind
-from modelport.catalog.configured import all_models
-from modelport.catalog.deprecation import deprecation_of
+from modelport.catalog.deprecation import Deprecation, deprecation_of
 from modelport.catalog.handover import Place, Places
 from modelport.catalog.model import Model, Version
 from modelport.catalog.placed import PlacedBackend
-from modelport.catalog.rules import aliases_of
+from modelport.kit.clock import Clock
 from modelport.settings import ModelSettings, Settings, UpstreamSettings, VersionSettings
 
 log = structlog.get_logger("modelport")
 
 
-def build_models(settings: Settings, places: Places, *, now_us: int) -> list[Model]:
-    """Every configured model with its versions; nothing is started."""
-    upstreams = {row.name: _upstream(row, settings) for row in settings.upstreams}
-    return [_model(row, upstreams, places, now_us=now_us) for row in all_models(settings)]
+class Assembly:
+    """Makes the catalogue's models out of their rows, at the start and whenever one is added. Starts nothing."""
 
+    def __init__(self, settings: Settings, places: Places, *, clock: Clock) -> None:
+        self._places = places
+        self._clock = clock
+        self._upstreams = {row.name: _upstream(row, settings) for row in settings.upstreams}
 
-def _model(row: ModelSettings, upstreams: dict[str, Backend], places: Places, *, now_us: int) -> Model:
-    ends = deprecation_of("model", row.id, row.deprecation)
-    if row.targets:
-        targets = tuple(Target(upstreams[t.upstream], t.model or row.id, t.upstream, t.weight) for t in row.targets)
-        versions = {"1": Version("1", targets, deprecation=ends)}
-    else:
-        versions = {
-            version.version: Version(
-                version.version,
-                (Target(_local(row, version, places), row.id),),
-                sha256=version.sha256,
-                deprecation=deprecation_of("version", f"{row.id}@{version.version}", version.deprecation) or ends,
-            )
-            for version in row.all_versions()
-        }
-    aliases = aliases_of(list(versions), row.aliases)
-    return Model(row.id, ModelKind(row.kind), row, versions, created_us=now_us, aliases=aliases)
+    def model(self, row: ModelSettings, before: Model | None = None) -> Model:
+        """The model of a row. Versions that it had `before` keep what answers for them, since versions don't change."""
+        ends = deprecation_of("model", row.id, row.deprecation)
+        known = {} if before is None else before.versions
+        if row.targets:
+            had = known.get("1")
+            targets = self._targets(row) if had is None else had.targets
+            versions = {"1": Version("1", targets, deprecation=ends)}
+        else:
+            versions = {
+                one.version: self._version(row, one, known.get(one.version), ends) for one in row.all_versions()
+            }
+        created_us = self._clock.now_us() if before is None else before.created_us
+        # Where aliases lead depends on what can answer: the catalogue's follower fills them in.
+        return Model(row.id, ModelKind(row.kind), row, versions, created_us=created_us)
+
+    def _version(
+        self, row: ModelSettings, version: VersionSettings, before: Version | None, ends: Deprecation | None
+    ) -> Version:
+        targets = (Target(_local(row, version, self._places), row.id),) if before is None else before.targets
+        own = deprecation_of("version", f"{row.id}@{version.version}", version.deprecation)
+        return Version(version.version, targets, sha256=version.sha256, deprecation=own or ends)
+
+    def _targets(self, row: ModelSettings) -> tuple[Target, ...]:
+        found = self._upstreams
+        return tuple(Target(found[t.upstream], t.model or row.id, t.upstream, t.weight) for t in row.targets)
 
 
 def _upstream(row: UpstreamSettings, settings: Settings) -> Backend:

@@ -14,7 +14,9 @@ from modelport.budgets.service import BudgetService
 from modelport.budgets.telling import log_event
 from modelport.budgets.treasury import Treasury
 from modelport.catalog.configured import all_models
+from modelport.catalog.follower import Follower
 from modelport.catalog.handover import Places
+from modelport.catalog.registry import Registry
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database, open_database
 from modelport.inference.admission import Admission
@@ -25,7 +27,7 @@ from modelport.inference.routes import build_router
 from modelport.kit.clock import Clock, SystemClock
 from modelport.kit.ids import IdSource
 from modelport.limits.service import Limiter
-from modelport.main.models import build_models
+from modelport.main.models import Assembly
 from modelport.metering.ledger import Ledger
 from modelport.metering.prices import PriceBook
 from modelport.metering.service import UsageService
@@ -79,7 +81,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         treasury = await _run(stack, _treasury(db, state, ledger, clock))
         cashier = Cashier(limiter, treasury, clock=clock, settings=settings.budgets, metrics=metrics)
         admission = Admission(keyring, limiter, cashier)
-        catalog = await _run(stack, _catalog(settings, places, clock, metrics))
+        catalog, registry = await _models(stack, settings, places, db, state, clock=clock, metrics=metrics)
         router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
         idempotency = await _run(stack, Idempotency(db, clock=clock, settings=settings.idempotency))
         corridor = Corridor(
@@ -115,6 +117,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             idempotency=idempotency,
             metrics=metrics,
             levels=levels,
+            registry=registry,
         )
 
 
@@ -128,10 +131,30 @@ def _state(settings: Settings, clock: Clock) -> State:
     )
 
 
-def _catalog(settings: Settings, places: Places, clock: Clock, metrics: Metrics) -> Catalog:
-    catalog = Catalog(build_models(settings, places, now_us=clock.now_us()))
+async def _models(
+    stack: AsyncExitStack,
+    settings: Settings,
+    places: Places,
+    db: Database,
+    state: State,
+    *,
+    clock: Clock,
+    metrics: Metrics,
+) -> tuple[Catalog, Registry]:
+    """The catalogue, filled and kept what the configuration and the registry say, and the way to change the latter."""
+    catalog, base = await _run(stack, Catalog(())), all_models(settings)
+    follower = Follower(
+        catalog,
+        db,
+        state,
+        base=base,
+        build=Assembly(settings, places, clock=clock).model,
+        settings=settings.registry,
+        call_timeout_s=settings.server.call_timeout_s,
+    )
+    await _run(stack, follower)
     metrics.batches.watch(catalog.batch_figures)
-    return catalog
+    return catalog, Registry(db, state, follower, clock=clock, base=base, settings=settings.registry)
 
 
 def _cache(settings: Settings, state: State, embedder: Embedder, *, clock: Clock) -> ResponseCache:

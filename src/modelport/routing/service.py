@@ -20,6 +20,9 @@ from modelport.routing.stats import Pulse
 from modelport.settings import RoutingSettings
 from modelport.state.protocol import State
 
+# Routes of versions that were removed: more than are removed while one call runs.
+_MOST_GONE = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class CircuitView:
@@ -53,8 +56,11 @@ class Router:
         on_change: Callable[[CircuitChange], None] | None = None,
     ) -> None:
         """`played` are routes of the same models for test keys, where those differ."""
-        self._routes: Mapping[tuple[str, str], Route] = {(route.model, route.version): route for route in routes}
-        self._played = {(route.model, route.version): route for route in played}
+        self._routes: Mapping[tuple[str, str], Route] = {}
+        self._played: Mapping[tuple[str, str], Route] = {}
+        # Routes that are gone; calls that were planned for them may still ask.
+        self._gone: dict[tuple[str, str], Route] = {}
+        self.replace(routes, played=played)
         self._clock = clock
         self._metrics = metrics
         self._draw = draw
@@ -69,13 +75,22 @@ class Router:
     async def close(self) -> None:
         await self._circuits.close()
 
+    def replace(self, routes: Iterable[Route], *, played: Iterable[Route] = ()) -> None:
+        """Have these routes from now on. Targets with a breaker are the same as before."""
+        fresh = {(route.model, route.version): route for route in routes}
+        self._gone |= {name: route for name, route in self._routes.items() if name not in fresh}
+        while len(self._gone) > _MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+        self._routes = fresh
+        self._played = {(route.model, route.version): route for route in played}
+
     def route(self, model: str, version: str, *, mode: Mode) -> Route:
-        """The route of a version that the catalogue has, for calls with keys of that mode."""
+        """The route of a version that the catalogue has, or had, for calls with keys of that mode."""
         if mode == "test":
             played = self._played.get((model, version))
             if played is not None:
                 return played
-        return self._routes[model, version]
+        return self._routes.get((model, version)) or self._gone[model, version]
 
     def itinerary(
         self, route: Route, policy: Policy, *, latest_s: float, find: Callable[[str], Route | None]

@@ -27,6 +27,7 @@ from modelport.supervisor.crew import Berth, Crew
 from modelport.supervisor.datadir import DataDirectory, held
 from modelport.supervisor.first_start import prepare_database
 from modelport.supervisor.models import ModelRoom
+from modelport.supervisor.registry import RegistryWatch
 from modelport.supervisor.terminal import Terminal
 from modelport.supervisor.waits import first
 
@@ -83,6 +84,9 @@ class _Supervisor:
             models.start()
             base_url = settings.server.public_url or sockets.base_url(self._listener)
             newcomer = await prepare_database(settings, base_url=base_url)
+            registry = RegistryWatch(settings, models)
+            await registry.start()
+            stack.push_async_callback(registry.close)
             crew.begin()
             await first(self._stop.wait(), crew.ready())
             if not self._stop.is_set():
