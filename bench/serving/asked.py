@@ -16,7 +16,7 @@ BINARY = "application/octet-stream"
 @dataclass(slots=True)
 class Asked:
     """A server that is up, and how it is asked. `marker`: its answer's numbers follow it as text; empty: they are the
-    last bytes of the body. `expected`: the numbers that are looked at, where it does not tell all."""
+    last bytes of the body."""
 
     watched: Watched
     port: int
@@ -25,4 +25,3 @@ class Asked:
     marker: str = ""
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
-    expected: tuple[Any, ...] = ()

@@ -90,14 +90,13 @@ class Bench:
         except (Missing, OSError, RuntimeError, WrongAnswer, subprocess.SubprocessError) as error:
             print(f"{peer.name} is left out: {error}", file=sys.stderr)
             found.loads.get(model.name, {}).pop(peer.name, None)
-            note = f"{peer.title} was left out ({model.name}): it could not be started or did not answer rightly."
-            self._note(note)
+            self._note(f"{peer.title} was left out ({model.name}): it could not be started or did not answer rightly.")
         finally:
             for watched in reversed(place.watched):
                 watched.stop()
 
     def _note(self, note: str) -> None:
-        if note and note not in self.notes:
+        if note not in self.notes:
             self.notes.append(note)
 
     def _serve(self, peer: Peer, model: Model, place: Place, found: Round) -> None:
@@ -105,7 +104,7 @@ class Bench:
         asked = peer.start(place, model)
         asked.watched.wait_ready(f"http://127.0.0.1:{asked.port}{peer.ready_path}", timeout_s=peer.ready_s)
         if peer.name in (OURS, OURS_IN_TIME):
-            self._note(let_in(asked, model, place.folder / "data"))
+            let_in(asked, place.folder / "data")
         _first_answer(asked, model, peer.ready_s)
         ready_s = time.monotonic() - began_s
         _check_answers(asked, model)
@@ -157,7 +156,7 @@ class Bench:
 
 
 def _sender(bench: Bench, asked: Asked, model: Model, cases: Path) -> Sender:
-    write_cases(zip(map(asked.encode, model.inputs), asked.expected or model.expected, strict=True), cases)
+    write_cases(zip(map(asked.encode, model.inputs), model.expected, strict=True), cases)
     return Sender(
         program=bench.load,
         core=bench.cores[0],
@@ -187,7 +186,7 @@ def _first_answer(asked: Asked, model: Model, timeout_s: float) -> None:
 
 def _check_answers(asked: Asked, model: Model) -> None:
     """Read every case's answer in full. Raises: WrongAnswer."""
-    for number, expected in enumerate(asked.expected or model.expected):
+    for number, expected in enumerate(model.expected):
         status, body = _call(asked, model, number)
         if status != 200:
             raise WrongAnswer(f"status {status}: {body[:500].decode(errors='replace')}")
