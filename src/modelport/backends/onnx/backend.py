@@ -94,12 +94,12 @@ class OnnxBackend:
         return self._batcher.figures if self._batcher is not None else None
 
     async def count_input(self, call: Call, *, model: str) -> int:
+        runner, batcher = self._ready(call)
+        if not batcher.idle:
+            # Here nothing is reserved or recorded yet, so that turning a flood away costs little.
+            batcher.admit(call.caller.organization_id, runner.weigh(call), deadline_s=call.deadline_s)
         if self._model_kind is not ModelKind.EMBEDDING:
             return 0
-        runner, batcher = self._ready(call)
-        if not runner.is_light(call):
-            # Tokenising takes longer than it takes to see that there is no time for the call.
-            batcher.admit(call.caller.organization_id, runner.weigh(call), deadline_s=call.deadline_s)
         prepared = await self._prepare(runner, call)
         self._counted[call.id] = prepared
         while len(self._counted) > _COUNTED_CALLS:
