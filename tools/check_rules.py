@@ -23,6 +23,7 @@ _CATCH_ALL = {
     "src/modelport/supervisor/registry.py": "the loop that looks for new versions: what is served stays meanwhile",
     "src/modelport/budgets/treasury.py": "the loop that tends purses: whatever fails is said and tried again",
     "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",
+    "src/modelport/slo/service.py": "the loop that adds counts: whatever fails is said, and the next ones are added",
     "src/modelport/replay/idempotency/service.py": "the loop that renews claims: it goes on whatever failed before",
     "src/modelport/backends/onnx/embeddings.py": "the tokenizers library raises Exception itself",
 }

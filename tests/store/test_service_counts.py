@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -167,3 +168,24 @@ async def test_a_promise_that_begins_to_burn_and_one_that_recovers_are_a_line_ea
                 await other.levels._now_and_then()
     told = [(line["event"], line["model"], line["objective"]) for line in lines]
     assert told == [("slo_burning", "iris", "errors"), ("slo_recovered", "iris", "errors")]
+
+
+async def test_counts_that_the_database_refuses_are_dropped_and_later_ones_counted(
+    any_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", SloSettings(interval_s=0.01))
+    clock = ManualClock()
+    async with working(any_database, clock) as worker:
+        with capture_logs() as lines:
+            # No column takes it: a key without an endpoint.
+            worker.metrics.call_ended(
+                None,
+                SERVED,
+                200,
+                latency_us=1,
+                first_token_us=None,
+                usage=Usage(),  # type: ignore[arg-type]
+            )
+            await wait_until(lambda: any(line["event"] == "slo_failed" for line in lines), "the refusal is told")
+        worker.call()
+        assert (await worker.look())[0].calls["iris", "/v1/predict"].statuses == {200: 1}

@@ -108,6 +108,9 @@ class ServiceLevels:
                 await self._now_and_then()
             except Unavailable as error:
                 log.warning("slo_counts_wait", internal=error.internal, waiting=len(self._waiting))
+            except Exception:
+                # What the database refuses is dropped, or it would be refused for ever.
+                log.exception("slo_failed")
             await asyncio.sleep(self._settings.interval_s)
 
     async def _now_and_then(self) -> None:
@@ -121,7 +124,8 @@ class ServiceLevels:
             await self._prune()
 
     async def _add(self, *, up: bool) -> None:
-        """Add what was counted since the last time. Raises: Unavailable; then it waits for the next."""
+        """Add what was counted since the last time. Raises: Unavailable; then it waits for the next. Other errors of
+        the database, with the counts dropped."""
         async with self._adding:
             now_us = self._clock.now_us()
             self._take(slot_of(now_us, MINUTE_S))
@@ -133,7 +137,7 @@ class ServiceLevels:
                         await store.ensure_began(conn, now_us=now_us)
                     if up:
                         await store.mark_up(conn, now_us=now_us)
-            except BaseException:
+            except (Unavailable, asyncio.CancelledError):
                 self._waiting = taken
                 raise
             self._began |= up
