@@ -21,6 +21,8 @@ from pydantic_settings import (
 from modelport.kit.latency import BOUNDS_US
 from modelport.kit.money import parse_usd
 
+# Backends whose models are files on this machine.
+FILES = ("llamacpp", "onnx", "python")
 ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,198}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Strategy = Literal["priority", "weighted", "least_outstanding", "lowest_latency", "cheapest"]
@@ -415,7 +417,7 @@ class ModelSettings(_Group):
 
     id: ModelId
     kind: Literal["chat", "embedding", "image", "tabular", "custom"] = "chat"
-    backend: Literal["llamacpp", "onnx", "sandbox"] | None = None
+    backend: Literal["llamacpp", "onnx", "python", "sandbox"] | None = None
     source: str | None = Field(None, description="Short for one version called 1.")
     sha256: str | None = None
     options: dict[str, Any] = Field(default={}, description="The backend's own; see its guide.")
@@ -443,7 +445,7 @@ class ModelSettings(_Group):
             raise ValueError(f"model {self.id!r} needs a backend (a local model) or targets (upstreams)")
         if self.backend is not None and self.targets:
             raise ValueError(f"model {self.id!r} has both a backend and targets: choose one")
-        if self.backend in ("llamacpp", "onnx") and not (self.source or self.versions):
+        if self.backend in FILES and not (self.source or self.versions):
             raise ValueError(f"model {self.id!r} needs a source (a file) or versions")
         if self.source and self.versions:
             raise ValueError(f"model {self.id!r} has both a source and versions: choose one")

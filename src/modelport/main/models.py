@@ -79,6 +79,10 @@ def _local(row: ModelSettings, version: VersionSettings, places: Places) -> Back
 
             options = LlamaCppOptions.parse(row.options | version.options)
             return LlamaCppBackend(Path(place.socket), options=options)
+        if row.backend == "python":
+            from modelport.backends.python.backend import build_python
+
+            return build_python(row, version, Path(place.path))
         from modelport.backends.onnx import build_onnx
 
         return build_onnx(row, version, Path(place.path))

@@ -16,7 +16,7 @@ from modelport.backends.protocol import Status
 from modelport.catalog.configured import all_models
 from modelport.catalog.handover import Place, write_places
 from modelport.catalog.sources import Fetcher, SourceError, is_remote
-from modelport.settings import ModelSettings, Settings, VersionSettings
+from modelport.settings import FILES, ModelSettings, Settings, VersionSettings
 from modelport.supervisor.terminal import Terminal
 
 log = structlog.get_logger("modelport.models")
@@ -165,7 +165,7 @@ class ModelRoom:
 
 def placed_versions(rows: Iterable[ModelSettings]) -> list[tuple[ModelSettings, VersionSettings]]:
     """The versions that have a file on this machine."""
-    return [(row, one) for row in rows if row.backend in ("llamacpp", "onnx") for one in row.all_versions()]
+    return [(row, one) for row in rows if row.backend in FILES for one in row.all_versions()]
 
 
 def _name(row: ModelSettings, version: VersionSettings) -> tuple[str, str]:
