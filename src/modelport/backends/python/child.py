@@ -60,7 +60,7 @@ class Hosted:
             return []
         try:
             values = list(self._model.predict(inputs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a user's code may raise anything
             if len(inputs) == 1:
                 return [_raised(error)]
             # Whose input it was is found out by asking again for each alone.
@@ -89,7 +89,7 @@ def main() -> None:
         try:
             hosted = load(asked)
             send(line, Loaded(hosted.info()))
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as below
             send(line, Failed(_reason(error, asked.path)))
             return
         _serve(line, hosted)
