@@ -24,6 +24,7 @@ id = "sandbox"
 backend = "sandbox"
 cache = { ttl_s = 60 }
 """
+LAG = "modelport_event_loop_lag_seconds"
 GOOD, WRONG = {"model": "iris", "inputs": [[5.1, 3.5, 1.4, 0.2]]}, {"model": "iris", "inputs": [["x"]]}
 
 
@@ -89,7 +90,9 @@ def test_a_window_or_status_that_there_is_not_is_refused(server: Server, path: s
     assert (status, body["error"]["param"]) == (400, path.partition("?")[2].partition("=")[0])
 
 
-def test_every_worker_tells_how_late_its_loop_is(server: Server) -> None:
-    text = server.request("GET", "/metrics")[2].decode()
-    (count,) = [line for line in text.splitlines() if line.startswith("modelport_event_loop_lag_seconds_count")]
-    assert float(count.split()[-1]) > 10
+async def test_the_workers_tell_how_late_their_loops_are(server: Server) -> None:
+    def samples() -> float:
+        text = server.request("GET", "/metrics")[2].decode()
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{LAG}_count"))
+
+    await wait_until(lambda: samples() > 10, "both have been asked some times")
