@@ -70,6 +70,9 @@ class Client:
     def post(self, path: str, body: Any) -> Answer:
         return self._request("POST", path, body)
 
+    def put(self, path: str, body: Any) -> Answer:
+        return self._request("PUT", path, body)
+
     def delete(self, path: str) -> Answer:
         return self._request("DELETE", path, None)
 

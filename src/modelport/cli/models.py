@@ -1,4 +1,4 @@
-"""`modelport models`: what the server offers."""
+"""`modelport models`: what the server offers. What changes it stands in `registry.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from urllib.parse import quote
 
 import typer
 
+from modelport.cli import registry
 from modelport.cli.client import DEFAULT_DATA_DIR, ApiKey, BaseUrl, Client, DataDir
 from modelport.cli.output import AsJson, print_json, print_table
 
-app = typer.Typer(name="models", help="See which models the server offers.", no_args_is_help=True)
+app = typer.Typer(name="models", help="See which models the server offers, and change them.", no_args_is_help=True)
+app.command()(registry.add)
+app.command()(registry.alias)
+app.command()(registry.rollback)
+app.command()(registry.remove)
+app.command()(registry.deprecate)
 
 
 @app.command(name="list")
@@ -53,6 +59,8 @@ def show(
     for name, price in (found["prices"] or {}).items():
         if _is_more_than_nothing(price):
             typer.echo(f"{'price':14} {name} {price}")
+    for name, why in found["pending"].items():
+        typer.echo(f"{'pending':14} {name}: {why}")
     for version in client.get(f"{path}/versions").body["data"]:
         typer.echo(f"{'version':14} {version['id']} {version['status']} {', '.join(version['aliases'])}".rstrip())
 
