@@ -432,6 +432,10 @@ class ModelSettings(_Group):
     cache: ModelCacheSettings | None = Field(None, description="Give answers again; empty: never.")
     semantic: SemanticSettings | None = Field(None, description="Also to nearly the same question; needs a cache.")
     slo: ModelSloSettings | None = Field(None, description="Promises of its own; empty: those of `[slo]`.")
+    input_schema: dict[str, Any] | None = Field(
+        None, description="JSON Schema of one input of `/v1/predict`, which every input is held to; empty: the model's."
+    )
+    output_schema: dict[str, Any] | None = Field(None, description="JSON Schema of one prediction, to be published.")
     description: str = ""
     context_tokens: int | None = Field(None, ge=1)
     max_output_tokens: int | None = Field(

@@ -16,9 +16,24 @@ from tests.serving import Server
 from tests.waiting import wait_until
 
 
+_CONFIG = """
+default_models = false
+
+[[models]]
+id = "measured"
+kind = "tabular"
+backend = "onnx"
+source = "prepared:iris-1.onnx"
+
+[models.input_schema]
+type = "array"
+items = { type = "number", minimum = 0, maximum = 10 }
+"""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("registry"), config="default_models = false\n") as running:
+    with Server(tmp_path_factory.mktemp("registry"), config=_CONFIG) as running:
         yield running
 
 
@@ -79,3 +94,16 @@ async def test_a_folder_in_tritons_layout(server: Server, operator: Operator, tm
         ("2", {"max_batch": 8}),
     ]
     await wait_until(lambda: operator.served("petals") == "2", "latest leads to the last version")
+
+
+def test_inputs_are_held_to_the_configured_schema(operator: Operator) -> None:
+    """It is published, and an input that does not fit is named with its path."""
+    told = operator.http.get("/v1/models/measured").json()
+    assert told["input_schema"]["items"]["maximum"] == 10
+    assert told["output_schema"]["required"] == ["label", "index", "probabilities"]
+    assert operator.predict("measured").status_code == 200
+    rows = [[1, 2, 3, 4], [1, 2, 30, 4]]
+    answer = operator.http.post("/v1/predict", json={"model": "measured", "inputs": rows})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "inputs[1][2]"
+    assert "greater than the maximum of 10" in answer.json()["error"]["message"]

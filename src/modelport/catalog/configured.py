@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelport.catalog.defaults import default_models
+from modelport.catalog.schemas import check_schema
 from modelport.settings import ModelSettings, Settings
 
 
@@ -17,11 +18,13 @@ def check_models(settings: Settings) -> None:
     """What the rows of models say of each other.
 
     Raises: ValueError when a model falls back to one that there is not, a default one included, or to itself; and when
-    the model that is to compare its questions does not embed.
+    the model that is to compare its questions does not embed; for a schema that is none.
     """
     rows = all_models(settings)
     kinds = {row.id: "embedding" if row.backend == "sandbox" else row.kind for row in rows}
     for row in rows:
+        check_schema(row.input_schema, f"input_schema of model {row.id!r}")
+        check_schema(row.output_schema, f"output_schema of model {row.id!r}")
         special = row.route.fallbacks
         for name in (*row.fallbacks, *special.context, *special.content_policy, *special.rate_limit):
             if name not in kinds or name == row.id:

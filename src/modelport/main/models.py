@@ -17,6 +17,7 @@ from modelport.catalog.deprecation import Deprecation, deprecation_of
 from modelport.catalog.handover import Place, Places
 from modelport.catalog.model import Model, Version
 from modelport.catalog.placed import PlacedBackend
+from modelport.catalog.schemas import CheckedBackend
 from modelport.kit.clock import Clock
 from modelport.settings import ModelSettings, Settings, UpstreamSettings, VersionSettings
 
@@ -50,7 +51,10 @@ class Assembly:
     def _version(
         self, row: ModelSettings, version: VersionSettings, before: Version | None, ends: Deprecation | None
     ) -> Version:
-        targets = (Target(_local(row, version, self._places), row.id),) if before is None else before.targets
+        if before is None:
+            targets: tuple[Target, ...] = (Target(_checked(row, _local(row, version, self._places)), row.id),)
+        else:
+            targets = before.targets
         own = deprecation_of("version", f"{row.id}@{version.version}", version.deprecation)
         return Version(version.version, targets, sha256=version.sha256, deprecation=own or ends)
 
@@ -66,6 +70,14 @@ def _upstream(row: UpstreamSettings, settings: Settings) -> Backend:
     if row.kind == "anthropic":
         return AnthropicBackend(row, api_key=api_key, default_output_tokens=settings.limits.default_output_tokens)
     return GeminiBackend(row, api_key=api_key) if row.kind == "gemini" else OpenAIBackend(row, api_key=api_key)
+
+
+def _checked(row: ModelSettings, backend: Backend) -> Backend:
+    """The backend behind the schemas of its row, where those are to be held to."""
+    own = ModelKind(row.kind) is ModelKind.CUSTOM
+    if row.input_schema is None and row.output_schema is None and not own:
+        return backend
+    return CheckedBackend(backend, input_schema=row.input_schema, output_schema=row.output_schema, own=own)
 
 
 def _local(row: ModelSettings, version: VersionSettings, places: Places) -> Backend:
