@@ -15,7 +15,6 @@ from tests.registry_calls import Operator, iris
 from tests.serving import Server
 from tests.waiting import wait_until
 
-
 _CONFIG = """
 default_models = false
 

@@ -11,7 +11,7 @@ import pytest
 from modelport.backends.protocol import Health, Status
 from modelport.calls import Call, Caller, Delta, Operation, Usage
 from modelport.catalog.schemas import CheckedBackend, InputSchema, check_schema
-from modelport.errors import BadRequest
+from modelport.errors import BadRequest, Unavailable
 from modelport.requests import PredictRequest
 
 FLOWER = {
@@ -109,6 +109,13 @@ async def test_a_models_own_schema_holds_where_it_does_not_check_by_itself() -> 
     with pytest.raises(BadRequest):
         await answer(backend, call({}))
     assert await answer(CheckedBackend(Echo(own=FLOWER)), call({})) == [{}]
+
+
+async def test_a_model_whose_own_schema_is_none_has_failed_and_says_why() -> None:
+    backend = CheckedBackend(Echo(own={"type": "nonsense"}), own=True)
+    assert "input_schema is no JSON Schema" in backend.health().detail
+    with pytest.raises(Unavailable):
+        await answer(backend, call({}))
 
 
 async def test_an_uploaded_file_has_no_schema() -> None:

@@ -9,9 +9,9 @@ from typing import Any, Protocol, cast
 import jsonschema_rs
 import msgspec
 
-from modelport.backends.protocol import Backend, Health
+from modelport.backends.protocol import Backend, Health, Status
 from modelport.calls import Call, Delta, Operation, Usage
-from modelport.errors import BadRequest
+from modelport.errors import BadRequest, Unavailable
 
 _MASK = "the value"
 # What a message says of a rule of the schema's own; an `enum` may be long.
@@ -71,6 +71,7 @@ class CheckedBackend:
         self._told = {"input_schema": input_schema, "output_schema": output_schema}
         self._schema = None if input_schema is None else InputSchema(input_schema)
         self._own = own and input_schema is None
+        self._broken = ""
 
     def __getattr__(self, name: str) -> Any:
         """What some backends have beside the protocol: figures, exact counts."""
@@ -87,7 +88,11 @@ class CheckedBackend:
         await self._inner.close()
 
     def health(self) -> Health:
-        return self._inner.health()
+        """As the backend's; failed where the model's own schema is none."""
+        health = self._inner.health()
+        if self._own and health.status is Status.READY:
+            self._models_own()
+        return Health(Status.FAILED, self._broken) if self._broken else health
 
     def info(self) -> dict[str, Any]:
         """What the backend tells, with the schemas that the configuration gives."""
@@ -110,7 +115,13 @@ class CheckedBackend:
 
     def _checked(self, call: Call) -> tuple[Call, dict[int, BadRequest]]:
         """The call with the inputs that fit, and the errors of the others by their place. Raises: BadRequest."""
-        schema = self._schema or self._models_own()
+        if self._own:
+            self._models_own()
+        if self._broken:
+            raise Unavailable(
+                f"The model {call.model!r} can't be used; its operator can see why.", internal=self._broken
+            )
+        schema = self._schema
         if schema is None or call.operation is not Operation.PREDICT:
             return call, {}
         inputs: Sequence[Any] = call.request.inputs
@@ -126,13 +137,16 @@ class CheckedBackend:
         good = [value for place, value in enumerate(inputs) if place not in failed]
         return replace(call, request=msgspec.structs.replace(call.request, inputs=good)), failed
 
-    def _models_own(self) -> InputSchema | None:
-        if self._own:
-            told = self.info().get("input_schema")
-            if told is not None:
-                self._own = False
-                self._schema = InputSchema(told)
-        return self._schema
+    def _models_own(self) -> None:
+        """Read the model's schema once it is there. Raises nothing: a wrong one shows in `health`."""
+        told = self.info().get("input_schema")
+        if told is None:
+            return
+        self._own = False
+        try:
+            self._schema = InputSchema(told)
+        except (ValueError, TypeError) as error:
+            self._broken = f"The model's input_schema is no JSON Schema that can be used: {str(error).splitlines()[0]}"
 
 
 def check_schema(schema: Mapping[str, Any] | None, what: str) -> None:
