@@ -12,7 +12,7 @@ import pytest
 from modelport.backends.batching.admission import Turn
 from modelport.backends.batching.batcher import Batcher, Terms
 from modelport.backends.batching.work import Packing, Prepared
-from modelport.calls import Usage
+from modelport.calls import Delta, Usage
 from modelport.errors import CallTimeout, Internal, Overloaded, Unavailable
 from modelport.kit.clock import SystemClock
 from tests.contract.local_models import answer, embed, predict, serving
@@ -212,6 +212,18 @@ async def test_a_hang_up_frees_its_place() -> None:
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
         assert (await answer(backend, embed("hello"))).raw
+
+
+async def test_closing_a_busy_model_leaves_every_call_an_answer_or_a_reason() -> None:
+    """Whatever a call is at: being tokenised, waiting, computed, or rendered. None is told that its client hung up."""
+    async with serving("all-minilm-l6-v2", slo_ms=600_000) as backend:
+        calls = [asyncio.create_task(answer(backend, embed(["word " * 60] * 8))) for _ in range(20)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        await backend.close()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, Unavailable)]
+    assert refused
+    assert all(isinstance(result, Delta | Unavailable) for result in results)
 
 
 async def test_who_would_be_answered_too_late_is_refused_at_once_and_counted() -> None:

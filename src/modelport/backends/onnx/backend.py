@@ -61,6 +61,8 @@ class OnnxBackend:
         self._prepare_threads = ThreadPoolExecutor(_PREPARE_THREADS, "onnx-prepare")
         self._limit = OnnxOptions().queue
         self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._counted: OrderedDict[str, Prepared] = OrderedDict()
 
     async def start(self) -> None:
@@ -72,13 +74,13 @@ class OnnxBackend:
             self._loading.cancel()
         if self._batcher is not None:
             self._batcher.close()
-        # What is being computed ends in its own time.
-        self._prepare_threads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._prepare_threads.shutdown)
-        if self._run_threads is not None:
-            await asyncio.to_thread(self._run_threads.shutdown)
         self._runner = self._batcher = None
         self._health = Health(Status.FAILED, "The model is shut down.")
+        # What is being computed ends in its own time, and its answers are still rendered.
+        if self._run_threads is not None:
+            await asyncio.to_thread(self._run_threads.shutdown)
+        await self._empty.wait()
+        await asyncio.to_thread(self._prepare_threads.shutdown)
 
     def health(self) -> Health:
         return self._health
@@ -126,6 +128,7 @@ class OnnxBackend:
         cost = runner.weigh(call)
         turn = batcher.admit(call.caller.organization_id, cost, deadline_s=call.deadline_s)
         self._inside += 1
+        self._empty.clear()
         try:
             if prepared is None:
                 with batcher.on_its_way(turn, cost):
@@ -134,6 +137,8 @@ class OnnxBackend:
             return await self._render(runner, call, prepared, results)
         finally:
             self._inside -= 1
+            if not self._inside:
+                self._empty.set()
 
     def _ready(self, call: Call) -> tuple[Runner, Batcher]:
         if self._runner is None or self._batcher is None:
