@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,17 @@ GOOD, WRONG = {"model": "iris", "inputs": [[5.1, 3.5, 1.4, 0.2]]}, {"model": "ir
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("levels"), config=CONFIG, workers=2) as started:
+        await_both_workers(started)
         yield started
+
+
+def await_both_workers(server: Server) -> None:
+    """Return when so many answers in a row say that all models are loaded that both workers must have said so."""
+    in_a_row, give_up_s = 0, time.monotonic() + 60
+    while in_a_row < 30:
+        assert time.monotonic() < give_up_s, "a worker's models are not loaded"
+        models = server.get("/health")[1]["models"].values()
+        in_a_row = in_a_row + 1 if all(model["status"] == "ok" for model in models) else 0
 
 
 def chat(text: str) -> dict[str, Any]:
