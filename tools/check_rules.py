@@ -18,6 +18,7 @@ _TREES = ("src", "tests", "tools", "bench", "examples")
 # Where any exception at all may be caught, and why.
 _CATCH_ALL = {
     "src/modelport/api/edge.py": "the door's last handler: whatever breaks is a 500 in the house's own form",
+    "src/modelport/api/ws/calls.py": "the last handler of a socket's call: it must not take the others with it",
     "src/modelport/metering/ledger.py": "the loops that bring usage home: whatever fails is said and tried again",
     "src/modelport/catalog/follower.py": "the loop that follows the registry: the catalogue stays as it was meanwhile",
     "src/modelport/supervisor/registry.py": "the loop that looks for new versions: what is served stays meanwhile",

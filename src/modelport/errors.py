@@ -10,6 +10,7 @@
     ├── NotFound                404  not_found
     │   └── ModelNotFound       404  model_not_found
     ├── MethodNotAllowed        405  method_not_allowed
+    ├── UpgradeRequired         426  upgrade_required           a WebSocket is spoken there
     ├── Conflict                409  conflict
     │   ├── IdempotencyInFlight 409  idempotency_in_flight      temporary: the first call still runs
     │   └── IdempotencyNotKept  409  idempotency_not_kept       the first call ran, and its answer was too large
@@ -107,6 +108,11 @@ class ModelNotFound(NotFound):
 class MethodNotAllowed(ModelportError):
     status, code, type = 405, "method_not_allowed", "invalid_request_error"
     title = "The method is not allowed here"
+
+
+class UpgradeRequired(ModelportError):
+    status, code, type = 426, "upgrade_required", "invalid_request_error"
+    title = "This address is for WebSocket clients"
 
 
 class Conflict(ModelportError):

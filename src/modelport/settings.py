@@ -57,6 +57,13 @@ class ServerSettings(_Group):
     )
     drain_s: float = Field(30.0, ge=0, description="How long SIGTERM waits for calls in flight.")
     max_connections: int = Field(4096, ge=1, description="Open connections per worker; more are answered 503.")
+    max_socket_calls: int = Field(32, ge=1, description="Calls that run at once on one WebSocket.")
+    max_socket_message_bytes: int = Field(
+        8_000_000, ge=1024, description="A larger WebSocket message closes its connection with 1009."
+    )
+    socket_ping_s: float = Field(
+        20.0, gt=0, description="A WebSocket that is silent for so long is pinged; twice as long, and it is closed."
+    )
     gzip_min_bytes: int = Field(1400, ge=0, description="Answers from this size on are compressed where accepted.")
     public_url: str = Field("", description="The address customers use, in links and documents; guessed when empty.")
     cors_origins: list[str] = Field(default=["*"], description="Origins that browsers may call from.")

@@ -29,6 +29,7 @@ from modelport.api.failures import failure
 from modelport.api.oip import server as oip
 from modelport.api.platform import Platform
 from modelport.api.routes import HOT
+from modelport.api.ws import description as socket
 from modelport.catalog.deprecation import RouteDeprecations
 from modelport.errors import BadRequest, Internal, MethodNotAllowed, ModelportError, NotFound
 
@@ -43,7 +44,7 @@ def described(public_url: str = "", retired: RouteDeprecations | None = None) ->
     rest.state.deprecations = retired or RouteDeprecations(())
     rest.state.hot_routes = tuple(route for route, _ in HOT)
     operation = (admin, admin_models, levels)
-    for module in (models, deprecations, keys, usage, budgets, limits, *operation, oip, health, documents):
+    for module in (models, deprecations, keys, usage, budgets, limits, *operation, oip, socket, health, documents):
         rest.include_router(module.router)
     return rest
 

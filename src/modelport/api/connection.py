@@ -2,7 +2,7 @@
 
 Bounded are: a head that never ends or is too large, requests sent ahead without end, an answer that nobody reads,
 bytes that are no HTTP (answered in the house's own form, and never before the answers that are still owed), an
-upgrade that we don't offer, and a body that nobody wants any more.
+upgrade that we don't offer (the only one is to a WebSocket), and a body that nobody wants any more.
 
 Source: RFC 9112 sections 2.2, 6.3, 9.3.2, 9.6 (parsing, message length, pipelining, closing a connection).
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import httptools
 
 from modelport.api.line import Line
-from modelport.api.wire import Wire
+from modelport.api.wire import SOCKETS, Wire
 from modelport.errors import BadRequest, BodyTooLarge, ModelportError, Overloaded
 
 if TYPE_CHECKING:
@@ -122,7 +123,11 @@ class Connection(Line):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
+            if self._may_switch():
+                self._open_tunnel(rest)
+            else:
+                self._decline_upgrade(rest)
             return
         except httptools.HttpParserError:
             self._refuse(self._refusal or BadRequest("This is no HTTP/1.1 request that can be understood."))
@@ -262,6 +267,8 @@ class Connection(Line):
         self.outbox.flush()
         if self.newest is not None and not self.newest.complete:
             self.newest.keep_alive = False
+            if self.newest.on_stop is not None:
+                self.newest.on_stop()
         else:
             self.loop.call_later(_STOP_GRACE_S, self._stop_if_idle)
 
@@ -292,6 +299,27 @@ class Connection(Line):
         else:
             self.transport.close()
 
+    def _may_switch(self) -> bool:
+        """Whether the request asks for a WebSocket where there is one, and no answer is owed before it."""
+        asked = any(name == b"upgrade" and value.lower() == b"websocket" for name, value in self._headers)
+        idle = self.newest is None or self.newest.complete
+        place = self._url.partition(b"?")[0]
+        return asked and idle and not self._stopping and self._parser.get_method() == b"GET" and place in SOCKETS
+
+    def _open_tunnel(self, rest: bytes) -> None:
+        """Hand all that arrives from here on to one wire, whoever answers it."""
+        self._upgrading = self._in_head = False
+        wire = Wire(self, self._scope(self._parser.get_http_version()), keep_alive=False, expects_continue=False)
+        wire.tunnel = True
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        self._parser = SimpleNamespace(feed_data=self.on_body)
+        self._answering = self.newest = wire
+        self.server.run(wire, self.loop)
+        if rest:
+            self.on_body(rest)
+
     def _decline_upgrade(self, rest: bytes) -> None:
         """Take the request for what it is without the upgrade, which also keeps its body: some clients offer HTTP/2
         with everything they send."""
@@ -307,6 +335,9 @@ class Connection(Line):
 
     def _bound_body(self) -> None:
         """Refuse a body that is mostly something else: chunk extensions, trailers without end."""
+        if self.newest is not None and self.newest.tunnel:
+            # Bounded by who reads it, message by message.
+            return
         self._body_bytes += self._read_bytes
         if self._body_bytes > 2 * self._settings.max_body_bytes + self._settings.max_header_bytes:
             self._refuse(BodyTooLarge("The body takes far more bytes to send than it has."))

@@ -21,6 +21,7 @@ from modelport.api.limit_headers import ANTHROPIC_NAMES, limit_headers
 from modelport.api.platform import Platform
 from modelport.api.problems import levels_of
 from modelport.api.wire import Headers, Wire
+from modelport.api.ws.session import converse
 from modelport.catalog.deprecation import RouteDeprecations
 from modelport.errors import (
     BadRequest,
@@ -85,7 +86,9 @@ class Edge:
             exchange.check_headers()
             if self._retired is not None:
                 _check_retired(exchange, self._retired)
-            if handler is None:
+            if wire.tunnel:
+                await self._serve(exchange, converse)
+            elif handler is None:
                 await self._pass_on(exchange)
             elif scope["method"] == "POST":
                 await self._serve(exchange, handler)
@@ -97,7 +100,7 @@ class Edge:
             await self._fail(exchange, error)
         finally:
             exchange.close()
-            self._record(exchange, counted=handler is not None)
+            self._record(exchange, counted=handler is not None or wire.tunnel)
 
     def _find(self, path: str) -> Handler | None:
         for before, after, handler in self._named:
@@ -108,7 +111,7 @@ class Edge:
     async def _serve(self, exchange: Exchange, handler: Handler) -> None:
         """Run a hot route; whatever it raises becomes an error answer."""
         try:
-            if exchange.header(once.HEADER) is None or not await once.replayed_call(exchange):
+            if exchange.wire.tunnel or exchange.header(once.HEADER) is None or not await once.replayed_call(exchange):
                 await handler(exchange)
         except ModelportError as error:
             await self._fail(exchange, error)

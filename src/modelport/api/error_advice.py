@@ -42,6 +42,10 @@ ADVICE: dict[str, tuple[str, str]] = {
         "`GET /v1/models` (`modelport models list`) shows what this key can use. Versions are asked for as "
         "`model@version`.",
     ),
+    "upgrade_required": (
+        "`/v1/ws` was called with plain HTTP, or with another version of the WebSocket protocol than 13.",
+        "Connect with a WebSocket client (`wss://…/v1/ws`). Proxies must pass `Upgrade` and `Connection` on.",
+    ),
     "method_not_allowed": (
         "The address exists but not with this method. The `Allow` header names those it has.",
         "Use one of them.",

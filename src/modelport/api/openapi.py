@@ -21,6 +21,7 @@ _TAGS = [
         "name": "Open Inference Protocol",
         "description": "Models by tensors, as clients of KServe and Triton call them.",
     },
+    {"name": "WebSocket", "description": "Many calls on one connection."},
     {"name": "Models", "description": "What can be called."},
     {"name": "API keys", "description": "Keys, their scopes and limits."},
     {"name": "Usage", "description": "What was called, by whom, and what it cost."},

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from modelport.api.bodies import decode
 from modelport.api.exchange import Exchange
 from modelport.api.generate import cost_headers, new_call, served_headers
+from modelport.api.platform import Platform
 from modelport.api.problems import error_member
 from modelport.calls import Caller, ModelKind, Operation
 from modelport.errors import BadRequest, ModelNotFound, ModelportError, UnsupportedMedia
@@ -35,29 +36,31 @@ class ClassifyRequest(msgspec.Struct, kw_only=True):
 
 async def predict(exchange: Exchange) -> None:
     """`POST /v1/predict`."""
-    secret, caller = await _authenticate(exchange)
-    exchange.require_json()
-    body = await exchange.body()
-    request, fields = decode(body, PredictRequest, max_depth=exchange.platform.settings.server.max_json_depth)
-    if request.model is msgspec.UNSET:
-        request.model = _default_model(exchange, None)
+    secret, caller = await authenticate(exchange)
+    request, fields = await read_request(exchange)
     run, value = await _run(exchange, caller, secret, request=request, fields=fields)
-    await _respond(exchange, run, {"predictions": value, "prediction_id": _prediction_id(exchange)})
+    await _respond(exchange, run, {"predictions": value, "prediction_id": prediction_id(exchange)})
 
 
 async def predict_each(exchange: Exchange) -> None:
     """`POST /v2/predict`: each input has a result of its own, a prediction or an error."""
-    secret, caller = await _authenticate(exchange)
-    exchange.require_json()
-    body = await exchange.body()
-    request, fields = decode(body, PredictRequest, max_depth=exchange.platform.settings.server.max_json_depth)
-    if request.model is msgspec.UNSET:
-        request.model = _default_model(exchange, None)
+    secret, caller = await authenticate(exchange)
+    request, fields = await read_request(exchange)
     run, value = await _run(exchange, caller, secret, request=request, fields=fields, partial=True)
     failed = sum(isinstance(item, ModelportError) for item in value)
     counts = {"total": len(value), "succeeded": len(value) - failed, "failed": failed}
     results = [_result(index, item) for index, item in enumerate(value)]
-    await _respond(exchange, run, {"results": results, "counts": counts, "prediction_id": _prediction_id(exchange)})
+    await _respond(exchange, run, {"results": results, "counts": counts, "prediction_id": prediction_id(exchange)})
+
+
+async def read_request(exchange: Exchange) -> tuple[PredictRequest, dict[str, msgspec.Raw]]:
+    """The request in a JSON body, its model named. Raises: BadRequest, ModelNotFound."""
+    exchange.require_json()
+    body = await exchange.body()
+    request, fields = decode(body, PredictRequest, max_depth=exchange.platform.settings.server.max_json_depth)
+    if request.model is msgspec.UNSET:
+        request.model = default_model(exchange.platform, None)
+    return request, fields
 
 
 def _result(index: int, item: Any) -> dict[str, Any]:
@@ -68,10 +71,10 @@ def _result(index: int, item: Any) -> dict[str, Any]:
 
 async def classify(exchange: Exchange) -> None:
     """`POST /v1/images/classify`: JSON, a multipart form, or the image itself as the body."""
-    secret, caller = await _authenticate(exchange)
+    secret, caller = await authenticate(exchange)
     request = await _image_request(exchange)
     if request.model is msgspec.UNSET:
-        request.model = _default_model(exchange, ModelKind.IMAGE)
+        request.model = default_model(exchange.platform, ModelKind.IMAGE)
     model, _ = exchange.platform.catalog.get(request.model)
     if model.kind is not ModelKind.IMAGE and model.settings.backend != "sandbox":
         raise BadRequest(f"The model {model.id!r} does not classify images.", param="model")
@@ -79,7 +82,8 @@ async def classify(exchange: Exchange) -> None:
     await _respond(exchange, run, {"predictions": value[0]})
 
 
-async def _authenticate(exchange: Exchange) -> tuple[str, Caller]:
+async def authenticate(exchange: Exchange) -> tuple[str, Caller]:
+    """The key and whose it is. Raises: Unauthenticated, PermissionDenied."""
     secret = exchange.secret()
     admission = exchange.platform.admission
     return secret, await admission.authenticate(secret, address=exchange.address, scope=SCOPE)
@@ -88,37 +92,56 @@ async def _authenticate(exchange: Exchange) -> tuple[str, Caller]:
 async def _run(
     exchange: Exchange, caller: Caller, secret: str, *, request: PredictRequest, fields: Any, partial: bool = False
 ) -> tuple[Run, list[Any]]:
+    run = await admit(exchange, caller, secret, request=request, fields=fields, partial=partial)
+    return run, await collect(run)
+
+
+async def admit(
+    exchange: Exchange, caller: Caller, secret: str, *, request: PredictRequest, fields: Any, partial: bool = False
+) -> Run:
+    """The prediction's run, stopped when the client hangs up. Nothing may be awaited between this and its deltas."""
     call = new_call(exchange, caller, operation=Operation.PREDICT, request=request, fields=fields)
     call.partial = partial
     run = await exchange.platform.corridor.admit(call, secret)
     exchange.levels = run.reservation.levels
     exchange.guard(run.interrupt)
+    return run
+
+
+async def collect(run: Run) -> list[Any]:
+    """One prediction for each input."""
     value: list[Any] = []
     async for delta in run.deltas():
         value = delta.value
-    return run, value
+    return value
 
 
 async def _respond(exchange: Exchange, run: Run, body: dict[str, Any]) -> None:
+    body |= facts(exchange, run)
+    headers = [*served_headers(exchange, run), *cost_headers(exchange, run)]
+    await exchange.respond(200, _encode(body), headers=headers)
+
+
+def facts(exchange: Exchange, run: Run) -> dict[str, Any]:
+    """What every answer tells beside its predictions."""
     served = run.plan.served
-    body |= {
+    return {
         "model": served.model,
         "model_version": served.version,
         "request_id": exchange.request_id,
         "latency_ms": round(exchange.elapsed_s() * 1000, 3),
     }
-    headers = [*served_headers(exchange, run), *cost_headers(exchange, run)]
-    await exchange.respond(200, _encode(body), headers=headers)
 
 
-def _prediction_id(exchange: Exchange) -> str:
+def prediction_id(exchange: Exchange) -> str:
+    """The id of a request's predictions."""
     return f"pred_{exchange.request_id[4:]}"
 
 
-def _default_model(exchange: Exchange, kind: ModelKind | None) -> str:
+def default_model(platform: Platform, kind: ModelKind | None) -> str:
     """The first configured model that predicts (of this kind), for requests that name none."""
     kinds = (kind,) if kind is not None else (ModelKind.IMAGE, ModelKind.TABULAR, ModelKind.CUSTOM)
-    for model in exchange.platform.catalog.models.values():
+    for model in platform.catalog.models.values():
         if model.kind in kinds:
             return model.id
     raise ModelNotFound("No model of this kind is configured; name one in 'model'.", param="model")

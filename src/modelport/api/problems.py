@@ -63,6 +63,8 @@ def retry_headers(error: ModelportError) -> list[tuple[bytes, bytes]]:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
     if isinstance(error, QuotaExceeded) and error.left_nanos is not None:
         headers.append((b"x-budget-remaining-usd", format_usd(error.left_nanos).encode()))
+    if error.status == 426:
+        headers += [(b"upgrade", b"websocket"), (b"connection", b"upgrade"), (b"sec-websocket-version", b"13")]
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="modelport"'))
     return headers

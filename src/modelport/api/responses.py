@@ -72,6 +72,7 @@ _BY_STATUS: dict[int, type[ModelportError]] = {
     413: tree.BodyTooLarge,
     415: tree.UnsupportedMedia,
     422: tree.Unprocessable,
+    426: tree.UpgradeRequired,
     429: tree.LimitExceeded,
     500: tree.Internal,
     502: tree.UpstreamFailed,

@@ -13,6 +13,7 @@ from modelport.api.oip.wire import InferBody
 from modelport.api.openai_responses import count_input_tokens, responses
 from modelport.api.openapi import HotRoute
 from modelport.api.predict import ClassifyRequest, classify, predict, predict_each
+from modelport.api.predict_stream import predict_stream
 from modelport.dialect.anthropic.shapes import CountTokensRequest, MessagesRequest
 from modelport.requests import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest, ResponsesRequest
 
@@ -234,6 +235,14 @@ CLASSIFY = HotRoute(
     multipart=True,
     openai=False,
 )
+PREDICT_STREAM = replace(
+    PREDICT,
+    path="/v1/predict/stream",
+    operation_id="stream_prediction",
+    summary="Predict, with progress",
+    description="As `/v1/predict`, as server-sent events: `queued`, `progress` every second, then `result` or `error`.",
+    stream_example='event: queued\ndata: {"prediction_id": "pred_…"}\n\nevent: result\ndata: {"predictions": […]}\n\n',
+)
 PREDICT_EACH = HotRoute(
     path="/v2/predict",
     operation_id="create_predictions",
@@ -307,6 +316,7 @@ HOT: tuple[tuple[HotRoute, Handler], ...] = (
     (MESSAGES, messages),
     (COUNT_TOKENS, count_tokens),
     (PREDICT, predict),
+    (PREDICT_STREAM, predict_stream),
     (CLASSIFY, classify),
     (PREDICT_EACH, predict_each),
     (INFER, infer),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 
+# Where a client may switch to the WebSocket protocol.
+SOCKETS = frozenset({b"/v1/ws"})
 # An answer of this size may stay in the socket's buffer; smaller ones fit where nobody has to wait.
 _LARGE_BYTES = 16_384
 _STATUS = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
@@ -68,10 +70,12 @@ class Wire:
         "keep_alive",
         "more_body",
         "on_gone",
+        "on_stop",
         "scope",
         "size_bytes",
         "started",
         "task",
+        "tunnel",
     )
 
     def __init__(
@@ -94,6 +98,10 @@ class Wire:
         self.complete = False
         self.gone = False
         self.on_gone: Callable[[], None] | None = None
+        # Called when the server stops, by whoever answers without an end of its own.
+        self.on_stop: Callable[[], None] | None = None
+        # A request to switch protocols: what arrives behind its head is fed as it comes, and has no end.
+        self.tunnel = False
         self.task: asyncio.Task[None] | None = None
 
     # The request.
@@ -144,6 +152,10 @@ class Wire:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": self._take(), "more_body": self.more_body}
 
+    def nudge(self) -> None:
+        """Have `receive` return, if with nothing."""
+        self._notify()
+
     def _take(self) -> bytes:
         body = self._body
         self._body = []
@@ -175,6 +187,12 @@ class Wire:
         elif not framed:
             self.keep_alive = False
         self._write(self._head(status, headers))
+
+    async def switch(self, headers: Headers) -> None:
+        """Switch protocols: from here on, pieces are written as they are (RFC 9110 section 7.8)."""
+        lines = b"".join(b"%b: %b\r\n" % field for field in headers)
+        self.started, self.keep_alive = True, False
+        self._write(_STATUS[HTTPStatus.SWITCHING_PROTOCOLS] + lines + b"\r\n")
 
     async def piece(self, data: bytes) -> None:
         """Waits while the client reads slower than the model writes."""

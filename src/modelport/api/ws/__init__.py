@@ -1,0 +1,1 @@
+"""The WebSocket door: many calls on one connection, each through the corridor like any other."""
