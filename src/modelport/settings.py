@@ -424,7 +424,7 @@ class ModelSettings(_Group):
 
     id: ModelId
     kind: Literal["chat", "embedding", "image", "tabular", "custom"] = "chat"
-    backend: Literal["llamacpp", "onnx", "python", "sandbox"] | None = None
+    backend: Literal["llamacpp", "onnx", "python", "ensemble", "sandbox"] | None = None
     source: str | None = Field(None, description="Short for one version called 1.")
     sha256: str | None = None
     options: dict[str, Any] = Field(default={}, description="The backend's own; see its guide.")

@@ -146,6 +146,27 @@ def test_questions_are_compared_by_a_model_that_embeds(tmp_path: Path, embedder:
             check_models(settings)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("tabular", "members = ['iris@1', 'iris@2']", None),
+        ("tabular", "members = ['iris', 'nobody']", "not configured"),
+        ("tabular", "members = ['iris', 'efficientnet-lite0']", "is not"),
+        ("tabular", "members = ['iris', 'm']", "an ensemble itself"),
+        ("tabular", "members = ['iris']", "not valid"),
+        ("chat", "members = ['sandbox', 'smollm2-135m-instruct']", "can't be combined"),
+    ],
+)
+def test_an_ensemble_has_members_that_go_together(tmp_path: Path, kind: str, options: str, why: str | None) -> None:
+    row = f"[[models]]\nid = 'm'\nkind = '{kind}'\nbackend = 'ensemble'\noptions = {{ {options} }}\n"
+    settings = load(toml(tmp_path, row))
+    if why is None:
+        check_models(settings)
+    else:
+        with pytest.raises(ValueError, match=why):
+            check_models(settings)
+
+
 @pytest.mark.parametrize("hedge", ["{}", "{ quantile = 0.9, after_s = 1 }"], ids=["neither", "both"])
 def test_a_hedge_has_one_instant(tmp_path: Path, hedge: str) -> None:
     with pytest.raises(ValidationError, match="either quantile or after_s"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from modelport.backends.ensemble.options import parse_options
 from modelport.catalog.defaults import default_models
+from modelport.catalog.rules import split_name
 from modelport.catalog.schemas import check_schema
 from modelport.settings import ModelSettings, Settings
 
@@ -17,8 +21,9 @@ def all_models(settings: Settings) -> list[ModelSettings]:
 def check_models(settings: Settings) -> None:
     """What the rows of models say of each other.
 
-    Raises: ValueError when a model falls back to one that there is not, a default one included, or to itself; and when
-    the model that is to compare its questions does not embed; for a schema that is none.
+    Raises: ValueError when a model falls back to one that there is not, a default one included, or to itself; when the
+    model that is to compare its questions does not embed; when an ensemble's members are no models of its
+    kind; and for a schema that is none.
     """
     rows = all_models(settings)
     kinds = {row.id: "embedding" if row.backend == "sandbox" else row.kind for row in rows}
@@ -33,3 +38,19 @@ def check_models(settings: Settings) -> None:
         if row.semantic is not None and kinds.get(row.semantic.embedder) != "embedding":
             why = "does not embed" if row.semantic.embedder in kinds else "is not configured"
             raise ValueError(f"model {row.id!r} compares questions with {row.semantic.embedder!r}, which {why}")
+        if row.backend == "ensemble":
+            _check_ensemble(row, {other.id: other for other in rows})
+
+
+def _check_ensemble(row: ModelSettings, rows: Mapping[str, ModelSettings]) -> None:
+    options = parse_options(row.options)
+    for name in options.members:
+        member = rows.get(name) or rows.get(split_name(name)[0])
+        if member is None:
+            raise ValueError(f"the ensemble {row.id!r} has a member {name!r}, which is not configured")
+        if member.backend == "ensemble":
+            raise ValueError(f"the ensemble {row.id!r} has a member {name!r}, which is an ensemble itself")
+        if member.kind != row.kind and member.backend != "sandbox":
+            raise ValueError(f"the ensemble {row.id!r} is of kind {row.kind}, and its member {name!r} is not")
+    if row.kind == "embedding" or (row.kind == "chat" and options.combine != "first_success"):
+        raise ValueError(f"the ensemble {row.id!r}: models of kind {row.kind} can't be combined by {options.combine}")

@@ -8,6 +8,8 @@ from pathlib import Path
 import structlog
 
 from modelport.backends.anthropic import AnthropicBackend
+from modelport.backends.ensemble.backend import EnsembleBackend, Find
+from modelport.backends.ensemble.options import parse_options
 from modelport.backends.gemini import GeminiBackend
 from modelport.backends.openai import OpenAIBackend
 from modelport.backends.protocol import Backend, Target
@@ -27,8 +29,10 @@ log = structlog.get_logger("modelport")
 class Assembly:
     """Makes the catalogue's models out of their rows, at the start and whenever one is added. Starts nothing."""
 
-    def __init__(self, settings: Settings, places: Places, *, clock: Clock) -> None:
+    def __init__(self, settings: Settings, places: Places, *, clock: Clock, find: Find) -> None:
+        """`find` is who answers for a model now: an ensemble asks it."""
         self._places = places
+        self._find = find
         self._clock = clock
         self._upstreams = {row.name: _upstream(row, settings) for row in settings.upstreams}
 
@@ -52,11 +56,16 @@ class Assembly:
         self, row: ModelSettings, version: VersionSettings, before: Version | None, ends: Deprecation | None
     ) -> Version:
         if before is None:
-            targets: tuple[Target, ...] = (Target(_checked(row, _local(row, version, self._places)), row.id),)
+            targets: tuple[Target, ...] = (Target(_checked(row, self._backend(row, version)), row.id),)
         else:
             targets = before.targets
         own = deprecation_of("version", f"{row.id}@{version.version}", version.deprecation)
         return Version(version.version, targets, sha256=version.sha256, deprecation=own or ends)
+
+    def _backend(self, row: ModelSettings, version: VersionSettings) -> Backend:
+        if row.backend == "ensemble":
+            return EnsembleBackend(parse_options(row.options | version.options), find=self._find)
+        return _local(row, version, self._places)
 
     def _targets(self, row: ModelSettings) -> tuple[Target, ...]:
         found = self._upstreams

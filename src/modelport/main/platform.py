@@ -148,7 +148,7 @@ async def _models(
         db,
         state,
         base=base,
-        build=Assembly(settings, places, clock=clock).model,
+        build=Assembly(settings, places, clock=clock, find=lambda name: catalog.get(name)[1].targets[0]).model,
         settings=settings.registry,
         call_timeout_s=settings.server.call_timeout_s,
     )
