@@ -123,7 +123,9 @@ class WebSocket:
         assert isinstance(frame, Frame)
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return None
-        self._fragments.append(bytes(frame.data))
+        if frame.data:
+            # Empty ones count nothing against the message's bound, and would be gathered without end.
+            self._fragments.append(bytes(frame.data))
         if not frame.fin:
             return None
         whole, self._fragments = b"".join(self._fragments), []
