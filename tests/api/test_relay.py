@@ -26,6 +26,7 @@ from tests.upstream import (
     pause,
     raw,
     then,
+    wait_for,
 )
 from tests.waiting import wait_until
 
@@ -38,6 +39,11 @@ base_url = "{url}"
 [[models]]
 id = "far"
 targets = [{{ upstream = "far" }}]
+prices = {{ input_usd_per_mtok = "1", output_usd_per_mtok = "2" }}
+[[models]]
+id = "kept"
+targets = [{{ upstream = "far" }}]
+cache = {{ ttl_s = 60 }}
 prices = {{ input_usd_per_mtok = "1", output_usd_per_mtok = "2" }}
 """
 OPENING = raw(head(200, content_type="text/event-stream", transfer_encoding="chunked"))
@@ -77,8 +83,8 @@ def read_until(client: RawClient, word: str) -> str:
     return call_id
 
 
-def ask(server: Server, text: str = "go on", **members: object) -> bytes:
-    return chat(server.credentials["api_key"], text, model="far", stream=True, **members)
+def ask(server: Server, text: str = "go on", *, model: str = "far") -> bytes:
+    return chat(server.credentials["api_key"], text, model=model, stream=True)
 
 
 async def receipt(server: Server, call_id: str) -> dict[str, object]:
@@ -108,6 +114,55 @@ async def test_a_hang_up_is_charged_for_the_pieces_that_had_come(server: Server,
     await wait_until(lambda: upstream.open == 0, "the upstream is hung up on")
     found = await receipt(server, call_id)
     assert (found["status"], found["output_tokens"], found["exact"]) == (499, 20, False)
+
+
+async def test_an_answer_that_is_stored_meanwhile_comes_the_same_way_and_the_same_again(
+    server: Server, upstream: Upstream
+) -> None:
+    upstream.plan(one_by_one(chat_events(WORDS)))
+    answers = []
+    for _ in range(2):
+        with RawClient(server.port) as client:
+            answers.append(await asyncio.to_thread(client.send(ask(server, "keep", model="kept")).answer))
+    assert [answer.headers["x-cache"] for answer in answers] == ["MISS", "HIT"]
+    assert answers[0].body == answers[1].body
+    assert [word in answers[0].body.decode() for word in WORDS] == [True] * len(WORDS)
+    found = await receipt(server, answers[0].headers["x-request-id"])
+    assert (found["output_tokens"], found["exact"]) == (len(WORDS), False)
+
+
+async def test_one_hang_up_of_two_listeners_cuts_nothing_and_pays_for_all(server: Server, upstream: Upstream) -> None:
+    """The call that began the answer leaves; the other gets all of it, and the first owes it."""
+    go_on = asyncio.Event()
+    events = chat_events(WORDS)
+    upstream.plan(then(one_by_one(events[:11], wait_for(go_on)), *(raw(chunk(part)) for part in events[11:]), END))
+    with RawClient(server.port) as first, RawClient(server.port) as second:
+        first.send(ask(server, "two", model="kept"))
+        first_id = await asyncio.to_thread(read_until, first, WORDS[9])
+        second.send(ask(server, "two", model="kept"))
+        await asyncio.to_thread(read_until, second, WORDS[9])
+        first.close()
+        go_on.set()
+        body = await asyncio.to_thread(_rest, second)
+    assert all(word.encode() in body for word in WORDS[10:])
+
+    async def settled() -> bool:
+        status, _ = await asyncio.to_thread(server.get, f"/v1/requests/{first_id}", key=server.credentials["api_key"])
+        return status == 200 and (await receipt(server, first_id))["output_tokens"] == len(WORDS)
+
+    await wait_until(settled, "the first is charged for the whole answer")
+
+
+async def test_a_hang_up_on_an_answer_that_would_be_stored_is_charged_for_what_had_come(
+    server: Server, upstream: Upstream
+) -> None:
+    upstream.plan(one_by_one(chat_events(WORDS)[:21], hang()))
+    with RawClient(server.port) as client:
+        client.send(ask(server, "cut", model="kept"))
+        call_id = await asyncio.to_thread(read_until, client, WORDS[19])
+    await wait_until(lambda: upstream.open == 0, "the upstream is hung up on")
+    found = await receipt(server, call_id)
+    assert (found["status"], found["output_tokens"]) == (499, 20)
 
 
 async def test_an_upstream_that_breaks_off_ends_the_stream_with_an_error(server: Server, upstream: Upstream) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 
-from modelport.calls import Call, Delta
+from modelport.calls import Call, Delta, Relay
 from modelport.errors import CallCancelled, ModelportError
 from modelport.inference.attempt import SLOWER, Try
 from modelport.inference.hedge import Stream, race, within
@@ -124,28 +125,34 @@ class Attempts:
         after_s = hedge.after_s if hedge.quantile is None else pulse.quantile_s(hedge.quantile)
         return stream if after_s is None else self._hedged(stream, after_s)
 
-    async def answer(self) -> Stream:
+    async def answer(self, *, spoil: Callable[[], None], relay: Relay | None) -> Stream:
         """The answer's pieces, of the first attempt that gives some, for a call whose answer others may get as well.
 
+        `spoil` is called when another model gives it than was asked. Once output flows, its pieces may go to `relay`.
         `Run.deltas` has the same written out: nearly every call goes there, and a layer around each piece is felt.
         """
-        given = False
+        given = began = False
         while True:
             hold, held = self.plan.leg.route.has_choice, list[Delta]()
             try:
                 stream = self.start() or await self.begin()
                 async with contextlib.aclosing(stream):
                     async for delta in stream:
-                        if not given:
+                        if not began:
                             if delta.timed:
+                                began = True
                                 self.began(self._desk.clock.monotonic_s())
                             elif hold or not delta.raw:
                                 held.append(delta)
                                 continue
+                        if not given and self.fallback is not None:
+                            spoil()
                         given = True
                         while held:
                             yield held.pop(0)
                         yield delta
+                        if began:
+                            self._call.relay = relay
                 while held:
                     yield held.pop(0)
                 return

@@ -157,16 +157,18 @@ class Run:
         """Let pieces go straight to the door, where nothing has to be seen to for each of them."""
         if self.first_token_us is not None:
             self.relay = None
-            if self.ticket is None and self._ceiling is None:
+            if self._ceiling is not None:
+                return
+            if self.ticket is None:
                 self.call.relay = relay
+            else:
+                self.ticket.listen(relay)
 
-    async def _make(self) -> AsyncGenerator[Delta]:
+    def _make(self) -> AsyncGenerator[Delta]:
         """The answer, made for whoever listens; one of another model than was asked is for now alone."""
-        attempts = self.attempts
-        async for delta in attempts.answer():
-            if attempts.fallback is not None and self.ticket is not None:
-                self.ticket.spoil()
-            yield delta
+        ticket = self.ticket
+        assert ticket is not None
+        return self.attempts.answer(spoil=ticket.spoil, relay=ticket.relay())
 
     def _ending(self, ceiling: Ceiling, delta: Delta) -> Delta | None:
         """What ends the answer where the upstream gave more than it was asked for, and the budget has no more."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from modelport.calls import Delta, Usage
+from modelport.calls import Delta, Relay, Usage
 from modelport.replay.cache.model import Form
 
 Source = Callable[[], AsyncGenerator[Delta]]
@@ -31,6 +31,7 @@ class Flight:
         most_bytes: int,
         store: Callable[[Flight], Awaitable[None]],
         land: Callable[[Flight], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.form = form
         self._most_bytes = most_bytes
@@ -38,18 +39,28 @@ class Flight:
         self._land = land
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Listener] = []
-        self._launched: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._room = asyncio.Event()
+        self._loop = loop
+        # Whether it was begun, None until that is decided; and what those wait for who want to know.
+        self._begun: bool | None = None
+        self._decided: asyncio.Future[bool] | None = None
+        self._room: asyncio.Event | None = None
+        self._relay: Relay | None = None
         self._held_bytes = 0
         # The first of `deltas` is this one of the answer.
         self.offset = 0
         self.deltas: list[Delta] = []
-        self.usage = Usage()
+        self._usage = Usage()
         self.over = False
         self.stopped = False
         self.too_large = False
         self.spoilt = False
         self.failure: BaseException | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """What the answer took so far."""
+        relay = self._relay
+        return self._usage if relay is None or relay.count is None else relay.count()
 
     @property
     def complete(self) -> bool:
@@ -63,7 +74,11 @@ class Flight:
 
     async def launched(self) -> bool:
         """True once the answer is on its way; false when who was to begin it could not."""
-        return await asyncio.shield(self._launched)
+        if self._begun is not None:
+            return self._begun
+        if self._decided is None:
+            self._decided = self._loop.create_future()
+        return await asyncio.shield(self._decided)
 
     async def landed(self) -> None:
         """Return when the answer has ended, or was stopped."""
@@ -72,14 +87,35 @@ class Flight:
 
     def start(self, source: Source) -> None:
         """Begin the answer."""
-        self._launched.set_result(True)
-        self._task = asyncio.create_task(self._pull(source()))
+        self._decide(True)
+        self._task = self._loop.create_task(self._pull(source()))
 
     def give_up(self) -> None:
         """The answer will not be begun; those who wait for it are told."""
-        if not self._launched.done():
-            self._launched.set_result(False)
+        if self._begun is None:
+            self._decide(False)
             self._land(self)
+
+    def _decide(self, begun: bool) -> None:
+        self._begun = begun
+        if self._decided is not None:
+            self._decided.set_result(begun)
+
+    def relay(self) -> Relay:
+        """Where whoever makes the answer may put its pieces, instead of having each of them pulled."""
+        if self._relay is None:
+            self._relay = Relay(self._push)
+        return self._relay
+
+    def _push(self, raw: bytes) -> bool:
+        if self.too_large:
+            # Its maker must be held back when nobody reads.
+            return False
+        self._add(Delta(raw))
+        return True
+
+    def new_waiter(self) -> asyncio.Future[None]:
+        return self._loop.create_future()
 
     def spoil(self) -> None:
         """This answer is for those alone who listen by now."""
@@ -110,11 +146,13 @@ class Flight:
             async for delta in source:
                 self._add(delta)
                 while self._held_bytes > self._most_bytes:
-                    self._room.clear()
+                    self._room = asyncio.Event()
                     await self._room.wait()
         except BaseException as error:  # noqa: BLE001  The listeners raise it, in their own calls, where it is handled.
             self.failure = error
         finally:
+            # The relay and this hold each other.
+            self._usage, self._relay = self.usage, None
             self.over = True
             self._wake()
             await source.aclose()
@@ -123,7 +161,7 @@ class Flight:
 
     def _add(self, delta: Delta) -> None:
         if delta.usage is not None:
-            self.usage = delta.usage
+            self._usage = delta.usage
         self.deltas.append(delta)
         self._held_bytes += len(delta.raw)
         if self._held_bytes > self._most_bytes:
@@ -140,28 +178,45 @@ class Flight:
             self._held_bytes -= len(delta.raw)
         del self.deltas[: read - self.offset]
         self.offset = max(read, self.offset)
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
 
     def _wake(self) -> None:
         for listener in self._listeners:
-            listener.news.set()
+            listener.tell()
 
 
 class Listener:
-    """One call's ear on an answer. `place` is the number of the delta that it reads next."""
+    """One call's ear on an answer. `place` is the number of the delta that it reads next.
 
-    __slots__ = ("flight", "news", "place")
+    `put` takes pieces at once while the listener has nothing else to read, so that its task sleeps on.
+    """
+
+    __slots__ = ("_waiter", "flight", "place", "put")
 
     def __init__(self, flight: Flight) -> None:
         self.flight = flight
-        self.news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self.place = 0
+        self.put: Callable[[bytes], bool] | None = None
+
+    def tell(self) -> None:
+        """Called by the flight: something has come, or it is over."""
+        waiter, flight = self._waiter, self.flight
+        if waiter is None or waiter.done():
+            return
+        if self.put is not None and not flight.over and self.place == flight.offset + len(flight.deltas) - 1:
+            delta = flight.deltas[-1]
+            # What tells the usage may be the end of the answer, and is seen to by the call.
+            if delta.usage is None and self.put(delta.raw):
+                self.place += 1
+                return
+        waiter.set_result(None)
 
     async def deltas(self) -> AsyncGenerator[Delta]:
         """The answer's pieces as they come. Raises: whatever the answer ended with."""
         flight = self.flight
         while True:
-            self.news.clear()
             while self.place < flight.offset + len(flight.deltas):
                 delta = flight.deltas[self.place - flight.offset]
                 self.place += 1
@@ -171,4 +226,8 @@ class Listener:
                 if flight.failure is not None:
                     raise flight.failure.with_traceback(None)
                 return
-            await self.news.wait()
+            self._waiter = flight.new_waiter()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None

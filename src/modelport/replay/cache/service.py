@@ -63,6 +63,7 @@ class ResponseCache:
         self._clock = clock
         self._embed = embed
         self._turns = turns
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._indexes: dict[str, SemanticIndex] = {}
@@ -128,7 +129,14 @@ class ResponseCache:
             most_bytes=asked.options.max_bytes,
             store=lambda flight: self._keep(asked, flight),
             land=lambda flight: self._land(asked.key, flight),
+            loop=self._running_loop(),
         )
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """Asked for once: it costs a system call each time."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def _board(self, asked: _Asked, flight: Flight, outcome: Outcome) -> Ticket:
         price = asked.options.hit_price_basis_points

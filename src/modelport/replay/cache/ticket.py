@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from modelport.calls import Call, Delta, Operation, Usage
+from modelport.calls import Call, Delta, Operation, Relay, Usage
 from modelport.dialect.recast import Retold, unfold
 from modelport.replay.cache.flight import Flight, Listener, Source
 from modelport.replay.cache.model import CachedAnswer, Form, Origin, Outcome, Share
@@ -34,6 +34,14 @@ class Ticket(Protocol):
 
     def read(self, source: Source) -> AsyncGenerator[Delta]:
         """The answer's pieces, in the form that the call wants; `source` makes one anew, where none is at hand."""
+        ...
+
+    def relay(self) -> Relay | None:
+        """Where whoever makes the answer may put its pieces once output flows; None: they are pulled."""
+        ...
+
+    def listen(self, relay: Relay) -> None:
+        """The call's door takes pieces at once from now on, if they have the form that the call wants."""
         ...
 
     def leave(self) -> bool:
@@ -74,6 +82,12 @@ class Bypass:
     def read(self, source: Source) -> AsyncGenerator[Delta]:
         return source()
 
+    def relay(self) -> Relay | None:
+        return None
+
+    def listen(self, relay: Relay) -> None:
+        """The pieces are pulled."""
+
     def leave(self) -> bool:
         return False
 
@@ -109,6 +123,12 @@ class Hit:
 
     def read(self, source: Source) -> AsyncGenerator[Delta]:
         return recast(_stored(self._answer), self._call, self._answer.form)
+
+    def relay(self) -> Relay | None:
+        return None
+
+    def listen(self, relay: Relay) -> None:
+        """The pieces are pulled."""
 
     def leave(self) -> bool:
         return False
@@ -150,6 +170,14 @@ class Passenger:
             self._flight.start(source)
         return recast(self._listener.deltas(), self._call, self._flight.form)
 
+    def relay(self) -> Relay | None:
+        return None if self.free else self._flight.relay()
+
+    def listen(self, relay: Relay) -> None:
+        # Who pays for the whole answer owes what it took; any other owes what it has seen, so it has to see it.
+        if self._listener is not None and not self.free and Form.of(self._call) == self._flight.form:
+            self._listener.put = relay.put
+
     def leave(self) -> bool:
         listener, self._listener = self._listener, None
         return listener is not None and self._flight.leave(listener) and not self.free
@@ -175,16 +203,23 @@ class Passenger:
             self._flight.give_up()
 
 
-async def recast(deltas: AsyncGenerator[Delta], call: Call, made: Form) -> AsyncGenerator[Delta]:
+def recast(deltas: AsyncGenerator[Delta], call: Call, made: Form) -> AsyncGenerator[Delta]:
     """The deltas of an answer in the form `made`, as `call` wants them. What has the right form passes untouched."""
     wanted = Form.of(call)
+    if not wanted.stream:
+        # A pieces' collector takes what is whole and what is not.
+        return deltas
+    return _recast(deltas, call, wanted, made)
+
+
+async def _recast(deltas: AsyncGenerator[Delta], call: Call, wanted: Form, made: Form) -> AsyncGenerator[Delta]:
     generates = call.operation in (Operation.CHAT, Operation.COMPLETION)
     retold = Retold(include_usage=wanted.include_usage) if wanted.include_usage != made.include_usage else None
     usage = Usage()
     try:
         async for delta in deltas:
             usage = delta.usage or usage
-            if not (generates and wanted.stream):
+            if not generates:
                 yield delta
             elif delta.whole:
                 yield Delta(unfold(delta.raw, usage, include_usage=wanted.include_usage), usage=delta.usage)
