@@ -32,13 +32,29 @@ def check_depth(body: bytes, *, most: int) -> None:
     All of it runs inside C: strings are dropped, brackets become steps up and down, and the steps are added up. The
     time is in proportion to the body, however it is nested.
     """
-    if body.count(b"[") + body.count(b"{") <= most:
+    if _opens_at_most(body, most):
         return
     bare = _STRING.sub(b"", body.replace(b"\\\\", b"").replace(b'\\"', b""))
     steps = bare.translate(_STEPS, _NOT_BRACKETS)
     # The plain case first, so that the sums below stay small numbers, which Python keeps ready-made.
     if _UP * (most + 1) in steps or max(accumulate(array("b", steps)), default=0) > most:
         raise BadRequest(f"The JSON is nested deeper than {most} levels.")
+
+
+def _opens_at_most(body: bytes, most: int) -> bool:
+    """Whether there are so few opening brackets that they can't be nested deeper.
+
+    Looking for one after the other runs through long texts several times as fast as counting does.
+    """
+    found = 0
+    for bracket in (b"{", b"["):
+        at = body.find(bracket)
+        while at >= 0:
+            found += 1
+            if found > most:
+                return False
+            at = body.find(bracket, at + 1)
+    return True
 
 
 def decode(body: bytes, type_: type[_T], *, max_depth: int) -> tuple[_T, dict[str, msgspec.Raw]]:

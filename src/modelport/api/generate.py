@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,16 +35,16 @@ class Voice(NamedTuple):
 OPENAI = Voice(b": keep-alive\n\n", lambda: DONE, stream_event)
 
 
-async def chat_completions(exchange: Exchange) -> None:
-    await _generate(exchange, Operation.CHAT, ChatRequest)
+def chat_completions(exchange: Exchange) -> Awaitable[None]:
+    return _generate(exchange, Operation.CHAT, ChatRequest)
 
 
-async def completions(exchange: Exchange) -> None:
-    await _generate(exchange, Operation.COMPLETION, CompletionRequest)
+def completions(exchange: Exchange) -> Awaitable[None]:
+    return _generate(exchange, Operation.COMPLETION, CompletionRequest)
 
 
-async def embeddings(exchange: Exchange) -> None:
-    await _generate(exchange, Operation.EMBEDDING, EmbeddingRequest)
+def embeddings(exchange: Exchange) -> Awaitable[None]:
+    return _generate(exchange, Operation.EMBEDDING, EmbeddingRequest)
 
 
 async def _generate(exchange: Exchange, operation: Operation, type_: type[Any]) -> None:
@@ -97,7 +97,9 @@ async def answer(exchange: Exchange, run: Run) -> None:
             pieces.append(delta.raw)
     if not body:
         body = fold(pieces, run.usage)
-    await exchange.respond(200, body, headers=[*served_headers(exchange, run), *cost_headers(exchange, run)])
+    headers = served_headers(exchange, run)
+    headers += cost_headers(exchange, run)
+    await exchange.respond(200, body, headers=headers)
 
 
 async def stream(

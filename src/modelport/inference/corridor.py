@@ -7,7 +7,7 @@ what becomes of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -89,7 +89,7 @@ class Corridor:
         tokens: int = await count(call, model=target.upstream_model)
         return tokens
 
-    async def admit(self, call: Call, secret: str) -> Run:
+    def admit(self, call: Call, secret: str) -> Awaitable[Run]:
         """Reserve the call's place and record that it began. The answer must be run, or closed.
 
         Raises: ModelNotFound, Gone, BadRequest, LimitExceeded, BudgetExceeded, Unauthenticated, Unavailable; nothing
@@ -98,8 +98,8 @@ class Corridor:
         if self._has_cached:
             model, version = self.dispatcher.planner.resolve(call)
             if model.settings.cache is not None:
-                return await self._admit_cacheable(call, secret, model, version)
-        return await self._let_in(call, secret, self.plan(call))
+                return self._admit_cacheable(call, secret, model, version)
+        return self._let_in(call, secret, self.plan(call))
 
     def _look_for_caches(self) -> None:
         self._has_cached = any(model.settings.cache is not None for model in self.catalog.models.values())

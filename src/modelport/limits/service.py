@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from modelport.calls import Caller
 from modelport.limits import rules
@@ -39,12 +39,12 @@ class Limiter:
         self._management_per_minute = management_per_minute
         self._buckets: dict[str, tuple[Caller, rules.Buckets]] = {}
 
-    async def reserve(self, call_id: str, caller: Caller, *, tokens: int) -> Reservation:
+    def reserve(self, call_id: str, caller: Caller, *, tokens: int) -> Awaitable[Reservation]:
         """Take a request, `tokens` and a concurrent call from the organization and the key, or nothing at all.
 
         Raises: LimitExceeded (kind `requests`, `tokens` or `concurrency`; `levels` filled); StateUnavailable.
         """
-        return await self._take(call_id, self._buckets_of(caller, tokens))
+        return self._take(call_id, self._buckets_of(caller, tokens))
 
     async def take(self, call_id: str, caller: Caller, beside: Sequence[Bucket], *, tokens: int) -> Taken:
         """The caller's limits and then the buckets `beside` them, in one operation; whoever asks reads the answer.

@@ -33,7 +33,9 @@ class Trace(NamedTuple):
 
         `own` are 32 hex digits that nobody else has: a new trace's id, and, its random half, our span's.
         """
-        found = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent is not None else None
+        if traceparent is None:
+            return cls(own, own[16:], None, False, None)
+        found = _TRACEPARENT.fullmatch(traceparent.strip())
         if found is None or not _valid(found):
             return cls(own, own[16:], None, False, None)
         return cls(

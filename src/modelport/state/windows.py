@@ -168,18 +168,20 @@ def check(buckets: Sequence[Bucket]) -> None:
 def take_all(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now_us: int, fence: int) -> Taken:
     """Add every bucket's amount to its meter when all have room, else to none. The meters are as of `now_us`."""
     for bucket, meter in zip(buckets, meters, strict=True):
-        if meter.total + bucket.amount > bucket.limit:
+        if meter.total + bucket[4] > bucket[2]:
             return _refusal(id, buckets, meters, now_us=now_us, fence=fence)
-    levels = []
+    levels, marks = [], []
     for bucket, meter in zip(buckets, meters, strict=True):
-        meter.add(bucket.amount)
+        _, _, limit, window_s, amount = bucket
+        meter.add(amount)
+        marks.append(meter.newest)
         # A level of its own, not `level()`: this is the path of every call.
         levels.append(
-            Level(bucket, bucket.limit - meter.total, meter.empty_in_us(now_us) / 1_000_000)
-            if bucket.window_s >= 0
+            Level(bucket, limit - meter.total, meter.empty_in_us(now_us) / 1_000_000)
+            if window_s >= 0
             else level(bucket, meter, now_us)
         )
-    return Taken(id, levels, -1, 0.0, now_us, fence, [meter.newest for meter in meters])
+    return Taken(id, levels, -1, 0.0, now_us, fence, marks)
 
 
 def _refusal(id: str, buckets: Sequence[Bucket], meters: Sequence[Meter], *, now_us: int, fence: int) -> Taken:
@@ -224,10 +226,12 @@ def changes(taken: Taken, amounts: Sequence[int]) -> list[tuple[Bucket, int, int
     found = []
     for taken_level, mark, amount in zip(taken.levels, taken.marks, amounts, strict=True):
         bucket = taken_level.bucket
-        if bucket.window_s < 0:
-            found.append((bucket, min(amount, MAX_AMOUNT), -bucket.amount))
+        _, _, _, window_s, reserved = bucket
+        used = amount if amount < MAX_AMOUNT else MAX_AMOUNT
+        if window_s < 0:
+            found.append((bucket, used, -reserved))
             continue
-        change = min(amount, MAX_AMOUNT) - bucket.amount if bucket.window_s else -bucket.amount
+        change = used - reserved if window_s else -reserved
         if change:
             found.append((bucket, mark, change))
     return found

@@ -201,12 +201,8 @@ def _static_headers(settings: UpstreamSettings, own: Mapping[str, str]) -> bytes
 
 
 def _call_headers(call: Call) -> bytes:
-    traceparent = call.traceparent
-    if traceparent is None or len(traceparent) != _TRACEPARENT_CHARS or not _is_one_line(traceparent):
-        return f"x-request-id: {call.id}\r\n".encode()
-    return f"x-request-id: {call.id}\r\ntraceparent: {traceparent}\r\n".encode()
-
-
-def _is_one_line(text: str) -> bool:
-    """Whether it can stand in a header: the platform makes its own, so nothing else of its form is checked again."""
-    return text.isascii() and text.isprintable()
+    text = call.traceparent
+    # The platform makes its own; what can't stand in one line of a header is left out.
+    if text is not None and len(text) == _TRACEPARENT_CHARS and text.isascii() and text.isprintable():
+        return f"x-request-id: {call.id}\r\ntraceparent: {text}\r\n".encode()
+    return f"x-request-id: {call.id}\r\n".encode()

@@ -21,7 +21,7 @@ TOKENS_PER_ATTACHMENT = 1_100
 
 # Where the parts of a message hold base64, which would count a thousandfold by its bytes.
 _ATTACHMENTS = {"image_url": "url", "input_audio": "data", "file": "file_data"}
-_BESIDE_MESSAGES = ("tools", "functions", "response_format")
+_OF_CHATS = ("messages", "tools", "functions", "response_format")
 
 
 def estimate_input(call: Call) -> int:
@@ -37,9 +37,11 @@ def estimate_input(call: Call) -> int:
 
 def _chat(call: Call) -> int:
     messages: list[Message] = call.request.messages
-    size_bytes = _size_bytes(call, "messages")
-    for name in _BESIDE_MESSAGES:
-        size_bytes += _size_bytes(call, name)
+    fields, size_bytes = call.fields, 0
+    for name in _OF_CHATS:
+        raw = fields.get(name)
+        if raw is not None:
+            size_bytes += len(raw)
     tokens = TOKENS_PER_MESSAGE * len(messages)
     for message in messages:
         if isinstance(message.content, list):
