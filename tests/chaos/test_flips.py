@@ -150,6 +150,18 @@ async def test_a_killed_worker_comes_back_with_the_registry(server: Server, oper
     await _everywhere(operator, "2")
 
 
+async def test_new_workers_take_calls_when_their_models_are_loaded(operator: Operator) -> None:
+    """An exchange of the workers under load fails no call: a successor does not answer that it is loading."""
+    server = operator.server
+    async with _load(operator) as load:
+        for round_ in range(rounds(short=1, full=10)):
+            os.kill(server.process.pid, signal.SIGHUP)  # type: ignore[union-attr]
+            await wait_until(lambda most=round_: server.log.count("every worker is new") > most, "workers are new")  # type: ignore[misc]
+        await asyncio.to_thread(operator.move, "flower", "latest", "2")
+        await wait_until(lambda: load.versions["2"] > _CLIENTS, "the new ones answer")
+    assert load.failures == []
+
+
 async def _flip_until_refused(server: Server, said: list[str]) -> str:
     """Flip to and fro until the server is gone: what was answered goes into `said`, what was not is returned."""
     headers = {"Authorization": f"Bearer {server.credentials['api_key']}"}

@@ -77,7 +77,8 @@ class Seat:
     """All that a worker gets from the supervisor beside the settings.
 
     The worker calls `ready` once it accepts connections on `socket` (listening already, shared by all workers).
-    When `stop` is set it drains: ready turns 503, calls in flight end, and then it returns.
+    When `stop` is set it drains: ready turns 503, calls in flight end, and then it returns. A `successor` takes the
+    place of one that could answer: it accepts connections when it can too.
     """
 
     index: int
@@ -85,6 +86,7 @@ class Seat:
     places: Places
     stop: asyncio.Event
     ready: Callable[[], None]
+    successor: bool = False
 
 
 def write_places(run_dir: Path, places: Iterable[Place]) -> None:

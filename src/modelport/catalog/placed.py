@@ -69,6 +69,13 @@ class PlacedBackend:
         tell = getattr(self._real, "figures", None)
         return tell() if tell is not None else None
 
+    def is_coming(self) -> bool:
+        """Whether its file is here and it will be able to answer in a moment."""
+        if self._real is not None:
+            return self._real.health().status is Status.LOADING
+        place = self._place()
+        return place is not None and place.status is Status.READY
+
     def progress(self) -> tuple[int, int]:
         """Bytes of its file that have come, of how many; zeros where nothing is on its way."""
         place = None if self._real is not None else self._place()

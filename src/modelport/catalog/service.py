@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from modelport.backends.batching.figures import Figures
 from modelport.backends.protocol import Backend, Health, Status
@@ -11,6 +13,7 @@ from modelport.catalog.model import Model, Version
 from modelport.catalog.rules import resolve
 from modelport.errors import ModelNotFound
 
+_LOOK_S = 0.02
 # Of models that are gone: what calls of theirs that are still under way need.
 _MOST_GONE = 1_000
 
@@ -83,6 +86,15 @@ class Catalog:
                     figures = tell() if tell is not None else None
                     if figures is not None:
                         yield model.id, figures
+
+    async def loaded(self, *, most_s: float) -> None:
+        """Return when every version whose file is here can answer or has failed, at the latest after `most_s`."""
+        coming = [tell for backend in self.backends() if (tell := getattr(backend, "is_coming", None)) is not None]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                # Backends load in threads and processes, each in its own way.
+                while any(tell() for tell in coming):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_S)
 
     async def start(self) -> None:
         for backend in self.backends():

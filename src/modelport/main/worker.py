@@ -15,6 +15,8 @@ from modelport.observe import logs
 from modelport.observe.lag import LoopLag
 from modelport.settings import Settings
 
+# A model that takes longer to load is told of with 503, as at a start.
+_LOAD_S = 15.0
 # Containers made beyond those freed before the youngest are looked through, and how many such looks make an older one.
 _GC_YOUNG = 50_000
 _GC_OLDER = (10, 50)
@@ -30,6 +32,9 @@ async def serve_worker(settings: Settings, seat: Seat) -> None:
         # The loop keeps a weak set of every asynchronous generator, to close those that are left when it ends. Ours are
         # closed by whoever runs them, and keeping the set takes 3 % of a call. A forgotten one is still finalized.
         sys.set_asyncgen_hooks(firstiter=None)
+        if seat.successor:
+            # The others, or the one that it relieves, answer meanwhile.
+            await platform.catalog.loaded(most_s=_LOAD_S)
         await server.start(seat.socket)
         seat.ready()
         watching = asyncio.create_task(platform.metrics.observe_forever())

@@ -54,13 +54,14 @@ class Worker:
         asyncio.get_running_loop().add_reader(control, self._on_control)
 
     @classmethod
-    async def spawn(cls, berth: Berth, index: int) -> Worker:
-        """Start a process that imports the platform and then waits for `go`."""
+    async def spawn(cls, berth: Berth, index: int, *, successor: bool) -> Worker:
+        """Start a process that imports the platform and then waits for `go`; a `successor` loads its models first."""
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.set_inheritable(True)
             fds = (berth.listener.fileno(), theirs.fileno(), berth.lock_fd)
-            arguments = (str(berth.run_dir), str(index), str(fds[0]), str(fds[1]), str(os.getpid()))
+            numbers = (index, fds[0], fds[1], os.getpid(), int(successor))
+            arguments = (str(berth.run_dir), *map(str, numbers))
             environment = dict(os.environ)
             environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
             if berth.metrics_dir is not None:
@@ -181,7 +182,7 @@ class Crew:
 
     async def _add(self) -> Worker:
         index = next(index for index in range(self._size + 1) if index not in self._workers)
-        worker = await Worker.spawn(self._berth, index)
+        worker = await Worker.spawn(self._berth, index, successor=self._any_ready)
         self._workers[index] = worker
         if self._begun.is_set():
             worker.go()

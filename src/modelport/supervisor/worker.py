@@ -24,7 +24,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Run until told to stop. `arguments`: run directory, index, listening socket, control socket, parent's id."""
+    """Run until told to stop. `arguments`: run directory, index, listening socket, control socket, parent's id, and 1
+    where it takes another worker's place."""
     run_dir, index = Path(arguments[0]), int(arguments[1])
     listener = socket.socket(fileno=int(arguments[2]))
     control = socket.socket(fileno=int(arguments[3]))
@@ -55,7 +56,14 @@ def main(arguments: list[str]) -> None:
             with suppress(OSError):
                 control.send(READY)
 
-        seat = Seat(index=index, socket=listener, places=Places(run_dir), stop=stop, ready=ready)
+        seat = Seat(
+            index=index,
+            socket=listener,
+            places=Places(run_dir),
+            stop=stop,
+            ready=ready,
+            successor=arguments[5] == "1",
+        )
         await serve_worker(read_settings(run_dir), seat)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
