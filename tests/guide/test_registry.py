@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from openapi_spec_validator import validate
 
 from tests.registry_calls import Operator, iris
 from tests.serving import Server
@@ -106,3 +108,18 @@ def test_inputs_are_held_to_the_configured_schema(operator: Operator) -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "inputs[1][2]"
     assert "greater than the maximum of 10" in answer.json()["error"]["message"]
+
+
+def test_the_openapi_document_has_the_schemas_of_the_models_that_a_key_may_call(operator: Operator) -> None:
+    """Without a key it has none: names of models are nobody's business but their callers'."""
+    general = httpx.get(f"{operator.server.base_url}/openapi.json").json()
+    assert "measured" not in json.dumps(general["paths"]["/v1/predict"])
+    told = operator.http.get("/openapi.json").json()
+    assert validate(told) is None
+    body = told["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    name = body["discriminator"]["mapping"]["measured"].rsplit("/", 1)[1]
+    inputs = told["components"]["schemas"][name]["allOf"][1]["properties"]["inputs"]
+    assert inputs["items"]["items"]["maximum"] == 10
+    made = operator.http.post("/v1/api_keys", json={"name": "other", "models": ["other"]}).json()
+    with Operator(operator.server, key=made["key"]) as mallory:
+        assert "measured" not in json.dumps(mallory.http.get("/openapi.json").json()["paths"]["/v1/predict"])

@@ -12,12 +12,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.staticfiles import StaticFiles
 
+from modelport.api.auth import platform_of, require
 from modelport.api.error_advice import ADVICE
+from modelport.api.model_schemas import with_models
 from modelport.api.openapi import build
 from modelport.api.responses import errors
 from modelport.errors import ModelportError, NotFound
 
 router = APIRouter(tags=["Documents"])
+_reader_of_models = require("models:read")
 _SIDECAR = "drf_spectacular_sidecar"
 _OWN = Path(__file__).parent / "assets"
 # Nothing on these pages may come from, or go to, another machine.
@@ -78,10 +81,16 @@ def document(app: Any) -> dict[str, Any]:
     "/openapi.json",
     operation_id="openapi",
     summary="The OpenAPI document",
-    description="OpenAPI 3.1 of every route.",
+    description="OpenAPI 3.1 of every route. With a key, the body of a prediction has the schemas of the models that "
+    "the key may call.",
+    responses=errors(401, 403, 429),
 )
 async def openapi_document(request: Request) -> JSONResponse:
-    return JSONResponse(document(request.app))
+    general = document(request.app)
+    if "authorization" not in request.headers and "x-api-key" not in request.headers:
+        return JSONResponse(general)
+    caller = await _reader_of_models(request, None, None)
+    return JSONResponse(with_models(general, platform_of(request).catalog.list_for(caller)))
 
 
 @router.get("/docs", include_in_schema=False)

@@ -15,7 +15,7 @@ from modelport.api.responses import errors
 from modelport.backends.protocol import Health
 from modelport.calls import Caller
 from modelport.catalog.model import Model, Version
-from modelport.catalog.service import model_health, version_health
+from modelport.catalog.service import model_health, model_info, version_health
 from modelport.kit.clock import rfc3339
 from modelport.kit.money import format_usd
 
@@ -172,7 +172,7 @@ def model_body(platform: Platform, model: Model, *, operator: bool = False) -> M
     """The public description of a model."""
     health: Health = model_health(model)
     latest = model.versions[model.aliases["latest"]]
-    info = _info(latest)
+    info = model_info(model)
     settings = model.settings
     return ModelBody(
         id=model.id,
@@ -213,12 +213,6 @@ def _version_body(model: Model, version: Version) -> ModelVersion:
         aliases=[alias for alias, means in model.aliases.items() if means == version.id],
         deprecation=deprecation_body(version.deprecation),
     )
-
-
-def _info(version: Version) -> dict[str, Any]:
-    """What the backend itself knows of the model, where it tells."""
-    tell = getattr(version.targets[0].backend, "info", None)
-    return dict(tell()) if tell is not None else {}
 
 
 def _prices(platform: Platform, model: Model) -> ModelPrices | None:

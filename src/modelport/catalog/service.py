@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from modelport.backends.batching.figures import Figures
 from modelport.backends.protocol import Backend, Health, Status
@@ -113,6 +114,12 @@ def version_health(version: Version) -> Health:
             if health.status is status:
                 return health
     return states[0]
+
+
+def model_info(model: Model) -> dict[str, Any]:
+    """What the backend of the version that `latest` means knows of the model, where it tells."""
+    tell = getattr(model.versions[model.aliases["latest"]].targets[0].backend, "info", None)
+    return dict(tell()) if tell is not None else {}
 
 
 def model_health(model: Model) -> Health:
