@@ -25,6 +25,8 @@ from modelport.state.protocol import State
 
 # Names by which a model's versions can be asked for; nobody needs more.
 _MAX_ALIASES = 32
+# Removed versions whose names stay taken, for each that can be there: years of daily versions.
+_GONE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,9 @@ class Registry:
     async def _insert(self, conn: AsyncConnection, version: AddedVersion, registered: Registered) -> None:
         if registered.version(version.model, version.version) is None:
             await store.insert_version(conn, version=version)
+            gone = [known for known in registered.versions if known.removed]
+            for oldest in gone[: max(len(gone) - _GONE * self._settings.max_versions, 0)]:
+                await store.forget_version(conn, model=oldest.model, version=oldest.version)
         else:
             await store.set_removed(conn, model=version.model, version=version.version, removed=False)
 

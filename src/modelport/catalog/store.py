@@ -57,6 +57,17 @@ async def set_removed(conn: AsyncConnection, *, model: str, version: str, remove
     )
 
 
+async def forget_version(conn: AsyncConnection, *, model: str, version: str) -> None:
+    """Let go of a removed version's name."""
+    await conn.execute(
+        sa.delete(model_versions).where(
+            model_versions.c.model == model,
+            model_versions.c.version == version,
+            model_versions.c.status == _REMOVED,
+        )
+    )
+
+
 async def record_file(conn: AsyncConnection, *, model: str, version: str, sha256: str, size_bytes: int) -> None:
     """What a version's file turned out to be; whoever comes first decides."""
     await conn.execute(

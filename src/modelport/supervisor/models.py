@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ log = structlog.get_logger("modelport.models")
 _MODELS_DIRECTORY = "models"
 # Files that are hashed or downloaded at one time; more would only share the same disk and line.
 _FETCHES = 2
+# Looks at a file that has come. Raises: SourceError for one that must not be served.
+Vet = Callable[[ModelSettings, VersionSettings, Path], Awaitable[None]]
 # Of a download, what is told at once.
 _TOLD_BYTES = 1_000_000
 
@@ -41,6 +43,7 @@ class ModelRoom:
         self._linger_s = settings.registry.drain_s + settings.server.call_timeout_s
         self._versions = {_name(row, version): (row, version) for row, version in placed_versions(all_models(settings))}
         self._places = {name: _looked_for(name) for name in self._versions}
+        self._vet: Vet | None = None
         self._kept: frozenset[tuple[str, str]] = frozenset()
         self._engines: dict[tuple[str, str], LlamaCppEngine] = {}
         self._bringing: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -57,11 +60,11 @@ class ModelRoom:
             self._bringing[name] = asyncio.create_task(self._bring(*self._versions[name]))
 
     def adopt(
-        self, wanted: Iterable[tuple[ModelSettings, VersionSettings]], *, keep: Collection[tuple[str, str]] = ()
+        self, wanted: Iterable[tuple[ModelSettings, VersionSettings]], *, keep: Collection[tuple[str, str]], vet: Vet
     ) -> None:
         """Have these versions from now on: bring those that are new, let go of those that are no more. `keep` names
-        those whose files may change or vanish where they come from."""
-        self._kept = frozenset(keep)
+        those whose files may change or vanish where they come from; `vet` is asked before such a file is served."""
+        self._kept, self._vet = frozenset(keep), vet
         versions = {_name(row, version): (row, version) for row, version in wanted}
         gone = self._versions.keys() - versions.keys()
         new = versions.keys() - self._versions.keys()
@@ -104,6 +107,8 @@ class ModelRoom:
         try:
             async with self._fetching:
                 path = await self._fetch(row, version)
+            if self._vet is not None and _name(row, version) in self._kept:
+                await self._vet(row, version, path)
             socket = ""
             if row.backend == "llamacpp":
                 socket = str(await self._start_engine(row, version, path))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
-from modelport.backends.protocol import Status
 from modelport.catalog import store
 from modelport.catalog.configured import all_models
-from modelport.catalog.handover import Place
 from modelport.catalog.overlay import overlay
-from modelport.catalog.registered import Registered
-from modelport.catalog.sources import sha256_of
+from modelport.catalog.registered import AddedVersion, Registered
+from modelport.catalog.sources import SourceError, sha256_of
 from modelport.db.engine import Database, open_database
-from modelport.settings import Settings
+from modelport.errors import Unavailable
+from modelport.settings import ModelSettings, Settings, VersionSettings
 from modelport.supervisor.models import ModelRoom, placed_versions
 
 _log = structlog.get_logger("modelport.models")
@@ -61,20 +61,27 @@ class RegistryWatch:
             if await store.read_revision(conn) != self._registered.revision:
                 self._registered = await store.read_all(conn)
         added = {(version.model, version.version) for version in self._registered.versions}
-        self._room.adopt(placed_versions(overlay(self._base, self._registered)), keep=added)
-        for place in list(self._room.placed()):
-            if place.status is Status.READY and self._lacks_facts(place):
-                await self._record(place)
+        self._room.adopt(placed_versions(overlay(self._base, self._registered)), keep=added, vet=self._vet)
 
-    def _lacks_facts(self, place: Place) -> bool:
-        row = self._registered.version(place.model, place.version)
-        return row is not None and (row.sha256 is None or row.size_bytes is None)
-
-    async def _record(self, place: Place) -> None:
-        path = Path(place.path)
+    async def _vet(self, row: ModelSettings, version: VersionSettings, path: Path) -> None:
+        """Tell what a version's file is, where nobody knew; where another machine was faster and got another one, this
+        one is not served. Raises: SourceError."""
+        known = self._registered.version(row.id, version.version)
+        if known is None or (version.sha256 is not None and known.size_bytes is not None):
+            return
         sha256, size_bytes = await asyncio.to_thread(lambda: (sha256_of(path), path.stat().st_size))
-        async with self._db.begin() as conn:
-            await store.raise_revision(conn)
-            await store.record_file(
-                conn, model=place.model, version=place.version, sha256=sha256, size_bytes=size_bytes
-            )
+        first = await self._record(known, sha256, size_bytes)
+        if first != sha256:
+            raise SourceError(f"its file has the SHA-256 {sha256} here, and {first} where it was fetched first")
+
+    async def _record(self, version: AddedVersion, sha256: str, size_bytes: int) -> str | None:
+        """The hash that is recorded: this one, or that of whoever came first. A database that is away is waited for."""
+        model, name = version.model, version.version
+        while True:
+            with suppress(Unavailable):
+                async with self._db.begin() as conn:
+                    await store.raise_revision(conn)
+                    await store.record_file(conn, model=model, version=name, sha256=sha256, size_bytes=size_bytes)
+                    found = (await store.read_all(conn)).version(model, name)
+                return None if found is None else found.sha256
+            await asyncio.sleep(self._interval_s)
