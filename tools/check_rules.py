@@ -21,6 +21,7 @@ _CATCH_ALL = {
     "src/modelport/api/ws/calls.py": "the last handler of a socket's call: it must not take the others with it",
     "src/modelport/metering/ledger.py": "the loops that bring usage home: whatever fails is said and tried again",
     "src/modelport/catalog/follower.py": "the loop that follows the registry: the catalogue stays as it was meanwhile",
+    "src/modelport/experiments/book.py": "the loop that reads what experiments run: what does goes on meanwhile",
     "src/modelport/supervisor/registry.py": "the loop that looks for new versions: what is served stays meanwhile",
     "src/modelport/budgets/treasury.py": "the loop that tends purses: whatever fails is said and tried again",
     "src/modelport/metering/prices.py": "the loop that reloads prices: the book stays as it was until the next time",

@@ -140,7 +140,7 @@ class Call:
     sent (see `modelport.routing.override`); `patience` what the route it took says about waiting. `partial`: the inputs
     of a prediction may fail one by one (see `Delta.value`); without it the first that fails fails the call. `estimate`:
     what an upstream's backend took its input tokens for, once it was asked. `relay` is there once output has begun to
-    flow to a door that can take it from anywhere.
+    flow to a door that can take it from anywhere. `experiment` names the variant that the call got, `exp_…=name`.
     """
 
     id: str
@@ -164,6 +164,7 @@ class Call:
     partial: bool = False
     estimate: int | None = None
     relay: Relay | None = None
+    experiment: str | None = None
 
 
 class Tensor(msgspec.Struct, gc=False):

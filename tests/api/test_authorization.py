@@ -48,7 +48,12 @@ CHAT = {"model": "sandbox", "messages": [{"role": "user", "content": "[[tokens:1
 
 # Each target has one budget, so each call of the example names a target of its own.
 BUDGET = {"scope": "tag", "target": "example={fresh}", "period": "day", "hard_limit_usd": "1.00"}
-UNKNOWN = {"key": "key_x", "call": "req_x", "budget": "budget_x", "new_budget": "budget_x"}
+EXPERIMENT = {
+    "name": "example",
+    "model": "sandbox",
+    "variants": [{"name": "a", "model": "sandbox@1", "weight": 1}, {"name": "b", "model": "sandbox@latest"}],
+}
+UNKNOWN = {"experiment": "exp_x", "key": "key_x", "call": "req_x", "budget": "budget_x", "new_budget": "budget_x"}
 _fresh = itertools.count()
 
 
@@ -58,9 +63,16 @@ class Names(dict[str, str]):
     def __init__(self, server: Server, alice: Tenant) -> None:
         super().__init__()
         self._ask = lambda path, body: Answer(*server.request("POST", path, body=body, key=alice.secret))
+        self._ask_for = lambda path: Answer(*server.request("GET", path, key=alice.secret))
         self["key"] = self._ask("/v1/api_keys", {"name": "hers"}).json()["id"]
         self["call"] = self._ask("/v1/chat/completions", CHAT).headers["x-request-id"]
         self["budget"] = self["new_budget"]
+        self["experiment"] = self._experiment()
+
+    def _experiment(self) -> str:
+        known = json.loads(self._ask_for("/v1/experiments").body)["data"]
+        made: str = known[0]["id"] if known else self._ask("/v1/experiments", EXPERIMENT).json()["id"]
+        return made
 
     def __missing__(self, name: str) -> str:
         assert name == "new_budget"
@@ -131,6 +143,20 @@ TABLE: dict[tuple[str, str], Route] = {
         "billing", "/v1/budgets/{budget}", {"hard_limit_usd": "2"}, stranger=404
     ),
     ("DELETE", "/v1/budgets/{budget_id}"): Route("billing", "/v1/budgets/{new_budget}", stranger=404),
+    ("POST", "/v1/experiments"): Route("experiments", body={}, good=400, stranger=400, bound=400),
+    ("GET", "/v1/experiments"): Route("experiments"),
+    ("GET", "/v1/experiments/{experiment_id}"): Route("experiments", "/v1/experiments/{experiment}", stranger=404),
+    ("PATCH", "/v1/experiments/{experiment_id}"): Route(
+        "experiments", "/v1/experiments/{experiment}", {"weights": {"a": 2}}, stranger=404
+    ),
+    ("GET", "/v1/experiments/{experiment_id}/results"): Route(
+        "experiments", "/v1/experiments/{experiment}/results", stranger=404
+    ),
+    # Alice is no operator, and learns that before whether there is such an experiment.
+    ("POST", "/v1/experiments/{experiment_id}/promote"): Route(
+        "experiments", "/v1/experiments/{experiment}/promote", {}, good=403, stranger=403, bound=403
+    ),
+    ("POST", "/v1/feedback"): Route("experiments", body={"request_id": "{call}", "score": 1}, stranger=404),
     ("GET", "/v1/limits"): Route("billing"),
     ("GET", "/errors/{code}"): Route(None, "/errors/timeout"),
     **{("GET", path): Route() for path in ("/livez", "/readyz", "/health", "/metrics", "/llms.txt", "/openapi.json")},
@@ -176,7 +202,10 @@ def names(server: Server, alice: Tenant) -> Iterator[Names]:
 def ask(server: Server, row: tuple[str, str], names: dict[str, str], *, key: str = "", **headers: str) -> Answer:
     route = TABLE[row]
     path = (route.path or row[1]).format_map(names)
-    return Answer(*server.request(row[0], path, body=_with_fresh(route.body), key=key, headers=headers))
+    body = _with_fresh(route.body)
+    if isinstance(body, dict) and body.get("request_id") == "{call}":
+        body["request_id"] = names.get("call", "req_x")
+    return Answer(*server.request(row[0], path, body=body, key=key, headers=headers))
 
 
 async def test_every_route_is_in_the_table() -> None:

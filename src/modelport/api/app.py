@@ -17,6 +17,7 @@ from modelport.api import (
     budgets,
     deprecations,
     documents,
+    experiments,
     health,
     keys,
     levels,
@@ -44,7 +45,20 @@ def described(public_url: str = "", retired: RouteDeprecations | None = None) ->
     rest.state.deprecations = retired or RouteDeprecations(())
     rest.state.hot_routes = tuple(route for route, _ in HOT)
     operation = (admin, admin_models, levels)
-    for module in (models, deprecations, keys, usage, budgets, limits, *operation, oip, socket, health, documents):
+    for module in (
+        models,
+        deprecations,
+        keys,
+        usage,
+        budgets,
+        limits,
+        experiments,
+        *operation,
+        oip,
+        socket,
+        health,
+        documents,
+    ):
         rest.include_router(module.router)
     return rest
 

@@ -46,6 +46,7 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPOSED = b", ".join(
     [
         b"x-request-id, request-id, x-model-requested, x-model-served, x-model-version, x-cache, x-cache-similarity",
+        b"x-experiment",
         b"idempotent-replayed, x-cost-usd, x-budget-remaining-usd, openai-processing-ms, retry-after, retry-after-ms",
         b"x-should-retry, ratelimit, ratelimit-policy, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset",
         b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests",

@@ -201,6 +201,8 @@ def served_headers(exchange: Exchange, run: Run) -> Headers:
             headers.append((b"x-fallback", attempts.fallback.value.encode()))
     if run.ticket is not None:
         headers += _cache_headers(run.ticket)
+    if run.call.experiment is not None:
+        headers.append((b"x-experiment", run.call.experiment.encode()))
     return headers
 
 

@@ -10,6 +10,7 @@ from modelport.budgets.service import BudgetService
 from modelport.catalog.registry import Registry
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database
+from modelport.experiments.service import ExperimentService
 from modelport.inference.admission import Admission
 from modelport.inference.corridor import Corridor
 from modelport.kit.clock import Clock
@@ -53,4 +54,5 @@ class Platform:
     metrics: Metrics
     levels: ServiceLevels
     registry: Registry
+    experiments: ExperimentService
     phase: Phase = field(default_factory=Phase)

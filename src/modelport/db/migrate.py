@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from modelport.db.engine import Database
 
 # Every revision that this program knows, oldest first; a test holds it against the files in migrations/versions.
-REVISIONS = ("0001", "0002", "0003", "0004", "0008", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0008", "0005", "0007")
 HEAD = REVISIONS[-1]
 SCRIPTS = Path(__file__).parent / "migrations"
 # Any number will do, as long as every version of this program uses the same one.

@@ -147,7 +147,16 @@ usage_events = sa.Table(
     sa.Column("metadata", sa.JSON, nullable=False),
     # One object for each attempt, where there was more than one or another model answered.
     sa.Column("attempts", sa.JSON(none_as_null=True)),
+    # The variant that answered, `exp_…=name`, of a call that was in an experiment.
+    sa.Column("experiment", sa.String(120)),
     sa.Index("ix_usage_events_organization_id_started_us", "organization_id", "started_us"),
+    sa.Index(
+        "ix_usage_events_experiment_started_us",
+        "experiment",
+        "started_us",
+        sqlite_where=sa.text("experiment IS NOT NULL"),
+        postgresql_where=sa.text("experiment IS NOT NULL"),
+    ),
 )
 
 budgets = sa.Table(
@@ -262,4 +271,38 @@ registry = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
+)
+
+experiments = sa.Table(
+    "experiments",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("organization_id", _Id, sa.ForeignKey("organizations.id"), nullable=False),
+    # Whose calls it concerns: `organization` or `everyone`.
+    sa.Column("audience", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    # One object for each variant; the first is what the others are compared with.
+    sa.Column("variants", sa.JSON, nullable=False),
+    sa.Column("sticky", sa.String(80), nullable=False),
+    sa.Column("metric", sa.String(16), nullable=False),
+    sa.Column("alpha", sa.Float, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    # Whose calls to which model it takes until it is stopped; null then. Its uniqueness keeps experiments apart.
+    sa.Column("slot", sa.String(300), unique=True),
+    sa.Column("created_us", _TimeUs, nullable=False),
+    sa.Column("since_us", _TimeUs, nullable=False),
+    sa.Index("ix_experiments_organization_id_id", "organization_id", "id"),
+)
+
+# What somebody thought of a call's answer, from 0 to 1.
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("call_id", _Id, primary_key=True),
+    sa.Column("key_id", _Id, primary_key=True),
+    sa.Column("organization_id", _Id, nullable=False),
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("comment", sa.String(2000), nullable=False),
+    sa.Column("created_us", _TimeUs, nullable=False),
 )

@@ -16,6 +16,7 @@ from modelport.calls import Call
 from modelport.catalog.model import Model, Version
 from modelport.catalog.service import Catalog
 from modelport.errors import ModelportError
+from modelport.experiments.book import ExperimentBook
 from modelport.inference.admission import Admission
 from modelport.inference.attempts import Attempts, Dispatcher
 from modelport.inference.cashier import PaidReservation
@@ -53,6 +54,7 @@ class Corridor:
         limits: LimitsSettings,
         router: Router,
         cache: ResponseCache,
+        experiments: ExperimentBook,
         call_timeout_s: float,
     ) -> None:
         self.catalog = catalog
@@ -63,7 +65,7 @@ class Corridor:
         self.clock = clock
         self.router = router
         self.dispatcher = Dispatcher(
-            Planner(catalog, router, clock=clock, limits=limits), router, metrics=metrics, clock=clock
+            Planner(catalog, router, experiments, clock=clock, limits=limits), router, metrics=metrics, clock=clock
         )
         self._cache = cache
         self._look_for_caches()

@@ -11,6 +11,7 @@ from modelport.catalog.model import Model, Version
 from modelport.catalog.rules import check_operation
 from modelport.catalog.service import Catalog
 from modelport.errors import ModelNotFound
+from modelport.experiments.book import ExperimentBook
 from modelport.kit.clock import Clock
 from modelport.routing.breaker import CLOSED
 from modelport.routing.model import Leg, Policy, Route
@@ -55,14 +56,19 @@ class Plan(NamedTuple):
 class Planner:
     """One per process. A call that asks for nothing special to a model with one target shares a plan made before."""
 
-    def __init__(self, catalog: Catalog, router: Router, *, clock: Clock, limits: LimitsSettings) -> None:
+    def __init__(
+        self, catalog: Catalog, router: Router, experiments: ExperimentBook, *, clock: Clock, limits: LimitsSettings
+    ) -> None:
         self._catalog = catalog
         self._router = router
+        self._experiments = experiments
         self._clock = clock
         self._limits = limits
-        # By the names that callers use for them; made anew when the catalogue has changed.
+        # By the names that callers use for them, of models without an experiment; made anew when the catalogue or what
+        # experiments run has changed.
         self._plain: dict[str, Plan] = {}
         catalog.on_swap(self._plain.clear)
+        experiments.on_change(self._plain.clear)
 
     def plan(self, call: Call) -> Plan:
         """Which target is asked first; the call is told how patient its route is.
@@ -82,9 +88,17 @@ class Planner:
         return plain
 
     def resolve(self, call: Call) -> tuple[Model, Version]:
-        """Which model and version the call asks for. Raises: ModelNotFound, Gone, BadRequest."""
-        model, version = self._catalog.get(call.model, version=call.version or _pinned(call))
+        """Which model and version the call asks for, or gets as its variant of an experiment.
+
+        Raises: ModelNotFound, Gone, BadRequest.
+        """
+        named = call.version or _pinned(call)
+        model, version = self._catalog.get(call.model, version=named)
         self._check(call, model)
+        if named is None and call.model in self._experiments.running:
+            variant = self._variant(call)
+            if variant is not None:
+                return variant
         if version.deprecation is not None:
             version.deprecation.check(self._clock.now_us())
         return model, version
@@ -108,9 +122,34 @@ class Planner:
             raise self._router.refusal(candidate.pulse for candidate in route.candidates)
         self._router.ratio.deposit()
         plan = self._plan(leg, policy, itinerary, version.deprecation)
-        if plan.simple and len(route.candidates) == 1 and _is_plain(call) and len(self._plain) < _MOST_PLAIN:
+        if plan.simple and len(route.candidates) == 1 and _is_plain(call) and self._may_share(call.model):
             self._plain[call.model] = plan._replace(itinerary=None)
         return plan
+
+    def _may_share(self, name: str) -> bool:
+        """False also where this call is in no experiment, while another to the same model may be."""
+        return name not in self._experiments.running and len(self._plain) < _MOST_PLAIN
+
+    def _variant(self, call: Call) -> tuple[Model, Version] | None:
+        """What the call gets in an experiment, which is noted on it; None where it is in none, also because that can't
+        answer it or is closed to its key."""
+        found = self._experiments.assign(call)
+        if found is None:
+            return None
+        experiment, variant = found
+        model = self._catalog.models.get(variant.model)
+        if model is None or call.operation not in model.operations or not call.caller.may_use(model.id):
+            return None
+        wanted = variant.version or "latest"
+        version = model.versions.get(model.aliases.get(wanted, wanted))
+        if version is None or self._is_gone(version):
+            return None
+        call.experiment = experiment.arm(variant)
+        return model, version
+
+    def _is_gone(self, version: Version) -> bool:
+        ends = version.deprecation
+        return ends is not None and ends.stage(self._clock.now_us()) is Stage.GONE
 
     def _check(self, call: Call, model: Model) -> None:
         """Raises: ModelNotFound for a key that may not use it, BadRequest for what it can't do."""
@@ -142,8 +181,7 @@ class Planner:
         if model is None or call.operation not in model.operations or not call.caller.may_use(name):
             return None
         latest = model.aliases["latest"]
-        ends = model.versions[latest].deprecation
-        if ends is not None and ends.stage(self._clock.now_us()) is Stage.GONE:
+        if self._is_gone(model.versions[latest]):
             return None
         return self._router.route(name, latest, mode=call.caller.mode)
 

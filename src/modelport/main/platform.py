@@ -19,11 +19,14 @@ from modelport.catalog.handover import Places
 from modelport.catalog.registry import Registry
 from modelport.catalog.service import Catalog
 from modelport.db.engine import Database, open_database
+from modelport.experiments.book import ExperimentBook
+from modelport.experiments.service import ExperimentService
 from modelport.inference.admission import Admission
 from modelport.inference.cashier import Cashier
 from modelport.inference.corridor import Corridor
 from modelport.inference.embedder import Embedder
 from modelport.inference.routes import build_router
+from modelport.inference.variants import VariantModels
 from modelport.kit.clock import Clock, SystemClock
 from modelport.kit.ids import IdSource
 from modelport.limits.service import Limiter
@@ -71,12 +74,8 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         stack.push_async_callback(db.close)
         state = await _run(stack, _state(settings, clock))
         keyring = await _run(stack, KeyRing(db, state, clock=clock, settings=settings.access))
-        prices = PriceBook(db, clock=clock)
-        await prices.start(all_models(settings), settings.upstreams)
-        stack.push_async_callback(prices.close)
-        ledger = Ledger(db, clock=clock, settings=settings.metering, directory=settings.data_dir / "journal")
-        await ledger.start()
-        stack.push_async_callback(ledger.close_all)
+        prices = await _prices(stack, settings, db, clock=clock)
+        ledger = await _ledger(stack, settings, db, clock=clock)
         limiter = Limiter(state, management_per_minute=settings.limits.management_per_minute)
         treasury = await _run(stack, _treasury(db, state, ledger, clock))
         cashier = Cashier(limiter, treasury, clock=clock, settings=settings.budgets, metrics=metrics)
@@ -84,6 +83,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
         catalog, registry = await _models(stack, settings, places, db, state, clock=clock, metrics=metrics)
         router = await _run(stack, build_router(settings, catalog, state, clock=clock, metrics=metrics))
         idempotency = await _run(stack, Idempotency(db, clock=clock, settings=settings.idempotency))
+        running = await _run(stack, ExperimentBook(db, state, poll_interval_s=settings.registry.poll_interval_s))
         corridor = Corridor(
             catalog=catalog,
             admission=admission,
@@ -94,6 +94,7 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             limits=settings.limits,
             router=router,
             cache=_cache(settings, state, Embedder(catalog, ids=ids, clock=clock), clock=clock),
+            experiments=running,
             call_timeout_s=settings.server.call_timeout_s,
         )
         levels = await _run(stack, _levels(settings, db, state, clock=clock))
@@ -118,7 +119,24 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             metrics=metrics,
             levels=levels,
             registry=registry,
+            experiments=ExperimentService(
+                db, running, VariantModels(catalog), registry, clock=clock, flush=ledger.flush
+            ),
         )
+
+
+async def _ledger(stack: AsyncExitStack, settings: Settings, db: Database, *, clock: Clock) -> Ledger:
+    ledger = Ledger(db, clock=clock, settings=settings.metering, directory=settings.data_dir / "journal")
+    await ledger.start()
+    stack.push_async_callback(ledger.close_all)
+    return ledger
+
+
+async def _prices(stack: AsyncExitStack, settings: Settings, db: Database, *, clock: Clock) -> PriceBook:
+    book = PriceBook(db, clock=clock)
+    await book.start(all_models(settings), settings.upstreams)
+    stack.push_async_callback(book.close)
+    return book
 
 
 def _state(settings: Settings, clock: Clock) -> State:

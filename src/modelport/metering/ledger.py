@@ -128,6 +128,7 @@ class Ledger:
             latency_us=0,
             first_token_us=None,
             metadata=call.metadata,
+            experiment=call.experiment,
         )
         try:
             self._journal.append_open(event)

@@ -60,6 +60,8 @@ class UsageEvent(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     metadata: dict[str, str]
     # None for the plain case: one attempt, whose facts are the event's own.
     attempts: list[Attempt] | None = None
+    # The variant that answered, `exp_…=name`, of a call that was in an experiment.
+    experiment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
