@@ -14,6 +14,8 @@ from bench.serving.models import Model
 
 # As large as the database's column allows: counted on every call and never in the way.
 _LIMITLESS = 2_000_000_000
+# What is left of the time when the last of the wait is over.
+_MARGIN = 0.6
 
 
 def start_modelport(place: Place, model: Model, *, slo_ms: int = 0) -> Asked:
@@ -25,8 +27,10 @@ def start_modelport(place: Place, model: Model, *, slo_ms: int = 0) -> Asked:
     port = free_port()
     config = place.folder / "modelport.toml"
     options = f"options = {{ slo_ms = {slo_ms} }}\n" if slo_ms else ""
+    # The same for what waits before the model is known to be asked for.
+    server = f"[server]\nlongest_wait_ms = {slo_ms * _MARGIN}\n" if slo_ms else ""
     row = f'id = "bench"\nkind = "{model.kind}"\nbackend = "onnx"\n{options}source = "{model.path}"\n'
-    config.write_text(f'default_models = false\n[[models]]\n{row}prices = {{ usd_per_request = "0.0001" }}\n')
+    config.write_text(f'default_models = false\n{server}[[models]]\n{row}prices = {{ usd_per_request = "0.0001" }}\n')
     command = [str(program), "serve", "--config", str(config), "--data-dir", str(place.folder / "data")]
     watched = place.run([*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
     header = _oip_header(model)

@@ -56,6 +56,11 @@ class ServerSettings(_Group):
         "of each other leave together; 0 passes each on at once.",
     )
     drain_s: float = Field(30.0, ge=0, description="How long SIGTERM waits for calls in flight.")
+    longest_wait_ms: float = Field(
+        1000.0,
+        gt=0,
+        description="A call that would wait longer for its worker to come to it gets 503 at once.",
+    )
     max_connections: int = Field(4096, ge=1, description="Open connections per worker; more are answered 503.")
     max_socket_calls: int = Field(32, ge=1, description="Calls that run at once on one WebSocket.")
     max_socket_message_bytes: int = Field(

@@ -31,6 +31,7 @@ from modelport.errors import (
     Internal,
     MethodNotAllowed,
     ModelportError,
+    Overloaded,
     Unavailable,
 )
 from modelport.observe.logs import access_line
@@ -55,6 +56,7 @@ _EXPOSED = b", ".join(
         *ANTHROPIC_NAMES,
     ]
 )
+_FLOODED = Overloaded("More calls come than this server can answer in time; try again in a second.")
 log = structlog.get_logger("modelport.api")
 
 
@@ -102,6 +104,25 @@ class Edge:
         finally:
             exchange.close()
             self._record(exchange, counted=handler is not None or wire.tunnel)
+
+    async def turn_away(self, wire: Wire) -> None:
+        """Refuse a call before anything is done about it. Whatever is no call is answered: health above all."""
+        path, platform = wire.scope["path"], self._platform
+        if path not in self._hot and self._find(path) is None:
+            await self.answer(wire)
+            return
+        request_id = platform.ids.new("req_")
+        told = failure(_FLOODED, request_id=request_id, path=path, base_url=platform.settings.server.public_url)
+        platform.metrics.refused(_FLOODED.code)
+        headers = [
+            (b"content-type", told.content_type),
+            (b"content-length", b"%d" % len(told.body)),
+            (b"x-request-id", request_id.encode()),
+            *told.headers,
+        ]
+        if speaks_anthropic(path):
+            headers.append((b"request-id", request_id.encode()))
+        await wire.whole(told.status, headers, told.body)
 
     def _find(self, path: str) -> Handler | None:
         for before, after, handler in self._named:

@@ -15,6 +15,7 @@ from email.utils import formatdate
 import structlog
 
 from modelport.api.connection import Connection
+from modelport.api.flood import Flood
 from modelport.api.wire import Wire
 from modelport.kit.ids import IdSource
 from modelport.settings import ServerSettings
@@ -30,13 +31,16 @@ Answer = Callable[[Wire], Awaitable[None]]
 
 
 class Server:
-    """`answer` is called for each request, in a task of its own, and answers it whatever happens.
+    """`answer` is called for each request, in a task of its own, and answers it whatever happens; `turn_away` in its
+    place for those that come while there is more to do than can be answered in time.
 
     Concurrency: one event loop.
     """
 
-    def __init__(self, answer: Answer, *, settings: ServerSettings, ids: IdSource) -> None:
+    def __init__(self, answer: Answer, turn_away: Answer, *, settings: ServerSettings, ids: IdSource) -> None:
         self._answer = answer
+        self._turn_away = turn_away
+        self._flood: Flood | None = None
         self.settings = settings
         self.ids = ids
         self.connections: set[Connection] = set()
@@ -53,6 +57,7 @@ class Server:
     async def start(self, listening: socket.socket) -> None:
         """Accept connections on `listening`, a bound socket."""
         loop = asyncio.get_running_loop()
+        self._flood = Flood(self.settings.longest_wait_ms / 1000, loop)
         self._listener = await loop.create_server(lambda: Connection(self, loop), sock=listening, backlog=_BACKLOG)
 
     async def stop(self) -> None:
@@ -83,7 +88,8 @@ class Server:
     def run(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
         """Have the request of `wire` answered."""
         self._running.add(wire)
-        wire.task = loop.create_task(self._run(wire))
+        takes = self._flood is None or self._flood.takes()
+        wire.task = loop.create_task(self._run(wire, self._answer if takes else self._turn_away))
 
     def drop(self, connection: Connection) -> None:
         """A connection was lost."""
@@ -91,10 +97,10 @@ class Server:
         if self.stopping:
             self._check_quiet()
 
-    async def _run(self, wire: Wire) -> None:
+    async def _run(self, wire: Wire, answer: Answer) -> None:
         """What escapes `answer` is told by the event loop; the client sees its connection closed."""
         try:
-            await self._answer(wire)
+            await answer(wire)
         finally:
             wire.break_off()
             wire.task = None

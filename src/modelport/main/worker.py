@@ -26,7 +26,8 @@ async def serve_worker(settings: Settings, seat: Seat) -> None:
     """Serve on the seat's socket until its `stop` is set, then drain and return."""
     logs.configure(settings.log)
     async with open_platform(settings, seat.places) as platform:
-        server = Server(build_app(platform).answer, settings=settings.server, ids=platform.ids)
+        edge = build_app(platform)
+        server = Server(edge.answer, edge.turn_away, settings=settings.server, ids=platform.ids)
         gathering_of(asyncio.get_running_loop()).most_s = settings.server.stream_gather_s
         _calm_garbage_collector()
         # The loop keeps a weak set of every asynchronous generator, to close those that are left when it ends. Ours are
