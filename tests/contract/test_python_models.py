@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -49,10 +50,58 @@ class Scripted:
             return []
         if "object" in inputs:
             return [object() for _ in inputs]
+        if "huge" in inputs:
+            return [2**70 for _ in inputs]
+        if "fork" in inputs and os.fork() == 0:
+            time.sleep(600)
         if "environment" in inputs:
             return [dict(os.environ) for _ in inputs]
         return [[text, len(inputs), os.getpid()] for text in inputs]
 """
+
+
+# Holds the lock for hours.
+BUSY = """
+import os, re
+
+class Busy:
+    def predict(self, inputs):
+        print(os.getpid(), flush=True)
+        re.match(r"(a+)+$", "a" * 40 + "b")
+        return inputs
+"""
+GATEWAY = """
+import sys
+from pathlib import Path
+from modelport.backends.python.frames import pack
+from modelport.backends.python.options import PythonOptions
+from modelport.backends.python.process import ModelProcess
+
+process = ModelProcess(Path(sys.argv[1]), PythonOptions(), name="busy")
+process.load()
+print(process.pid, flush=True)
+process.predict([pack(1)])
+"""
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def _group(leader: int) -> list[int]:
+    """The processes of a group, but for those that have ended and are not yet buried."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = path.read_text().rpartition(") ")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(group) == leader and state != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 @asynccontextmanager
@@ -239,8 +288,45 @@ class TestDeaths:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
 
+    async def test_processes_that_the_model_started_end_with_it(self, tmp_path: Path) -> None:
+        """Nor do they hide its death, although they hold its connection."""
+        async with served(tmp_path, SCRIPTED) as backend:
+            (_, _, pid) = (await ask(backend, "fork"))[0]
+            with pytest.raises(UpstreamFailed):
+                await asyncio.wait_for(ask(backend, "die"), 20)
+            assert (await ask(backend, "fork"))[0][2] != pid
+        await wait_until(lambda: not _group(pid), "all of them are gone")
+
+    async def test_it_ends_with_its_gateway_whatever_it_is_doing(self, tmp_path: Path) -> None:
+        """Even while it holds the interpreter's lock, when none of its threads can notice anything."""
+        (tmp_path / "model.py").write_text(BUSY)
+        gateway = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", GATEWAY, str(tmp_path / "model.py"), stdout=asyncio.subprocess.PIPE
+        )
+        assert gateway.stdout is not None
+        pid = int(await gateway.stdout.readline())
+        gateway.kill()
+        await gateway.wait()
+        await wait_until(lambda: not _runs(pid), "the model's process is gone")
+
 
 class TestBounds:
+    async def test_what_can_not_be_sent_fails_its_own_call_alone(self, tmp_path: Path) -> None:
+        async with served(tmp_path, SCRIPTED, arguments={"slow_s": 0.05}) as backend:
+            calls = [asyncio.create_task(ask(backend, value)) for value in ("a", "b", 2**70, "c")]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert [outcome[0][0] for outcome in outcomes if isinstance(outcome, list)] == ["a", "b", "c"]
+            assert isinstance(outcomes[2], BadRequest)
+            value = (await answer(backend, partial("a", 2**70, "b"))).value  # type: ignore[arg-type]
+            assert [value[0][0], value[2][0]] == ["a", "b"]
+            assert value[1].param == "inputs[1]"
+
+    async def test_a_result_that_can_not_be_sent_ends_no_process(self, tmp_path: Path) -> None:
+        async with served(tmp_path, SCRIPTED) as backend:
+            with pytest.raises(UpstreamFailed):
+                await ask(backend, "huge")
+            assert backend.info()["restarts"] == 0
+
     async def test_the_queue_has_an_end(self, tmp_path: Path) -> None:
         async with served(tmp_path, SCRIPTED, queue=2, max_batch=1, arguments={"slow_s": 0.2}) as backend:
             calls = [asyncio.create_task(ask(backend, f"{number}")) for number in range(4)]

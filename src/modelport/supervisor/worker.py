@@ -7,7 +7,6 @@ sends `r` (connections are accepted). End of file means that the supervisor is g
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
@@ -17,10 +16,10 @@ from pathlib import Path
 
 import uvloop
 
+from modelport.kit.lineage import die_with
+
 GO = b"g"
 READY = b"r"
-# Source: prctl(2), PR_SET_PDEATHSIG.
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +28,7 @@ def main(arguments: list[str]) -> None:
     run_dir, index = Path(arguments[0]), int(arguments[1])
     listener = socket.socket(fileno=int(arguments[2]))
     control = socket.socket(fileno=int(arguments[3]))
-    _die_with(int(arguments[4]))
+    die_with(int(arguments[4]))
     # Ctrl-C reaches every process of the terminal; the supervisor alone decides how they stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -74,14 +73,6 @@ def main(arguments: list[str]) -> None:
             log = structlog.get_logger("modelport.supervisor")
             log.error("worker_not_started", reason=error.message, internal=error.internal)
             sys.exit(1)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process with its parent, where it can; elsewhere the control socket must do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _exit_at_end_of_file(control: socket.socket) -> None:

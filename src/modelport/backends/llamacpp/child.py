@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -27,8 +26,8 @@ from modelport.backends.llamacpp.gguf import BrokenModel, read_header
 from modelport.backends.llamacpp.native import DEFAULT_CONTEXT_TOKENS, EngineError, NativeEngine, TemplateError
 from modelport.backends.llamacpp.options import COMPLAINT, LlamaCppOptions, control_path_for
 from modelport.backends.llamacpp.slots import Entry, SlotTable
+from modelport.kit.lineage import die_with
 
-_PR_SET_PDEATHSIG = 1
 _EXIT_CANT_LOAD = 3
 # Prompts are rendered beside the generation; more threads would only take cores from it.
 _PREPARE_THREADS = 2
@@ -353,14 +352,6 @@ def _until_owner_ends(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> N
         loop.call_soon_threadsafe(stop.set)
 
 
-def _die_with(owner: int) -> None:
-    """Be killed when the owner is, on Linux; elsewhere the end of standard input has to do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != owner:
-        os._exit(1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--owner", type=int, required=True)
@@ -368,7 +359,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--options", required=True)
     arguments = parser.parse_args()
-    _die_with(arguments.owner)
+    die_with(arguments.owner)
     status = asyncio.run(serve(arguments))
     # llama.cpp's threads may be in the middle of a batch; there is nothing to save, so nothing is waited for.
     os._exit(status)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from modelport.backends.batching import Batcher, Packing, Prepared
 from modelport.backends.batching.batcher import Terms
+from modelport.backends.onnx.runner import each_input, with_failed
 from modelport.backends.protocol import Health, Status
-from modelport.backends.python.frames import Outcome
+from modelport.backends.python.frames import Outcome, pack, unpack
 from modelport.backends.python.options import PythonOptions, UnusablePython, read_options
 from modelport.backends.python.processes import Processes
 from modelport.calls import Call, Delta, Operation, Usage
@@ -84,11 +85,14 @@ class PythonBackend:
         turn = batcher.admit(call.caller.organization_id, len(inputs), deadline_s=call.deadline_s)
         self._inside += 1
         try:
-            blocks = await batcher.submit(turn, Prepared(inputs, Usage()))
+            rows, failed = each_input(call, inputs, _packed)
+            blocks = await batcher.submit(turn, Prepared(rows, Usage()))
         finally:
             self._inside -= 1
         outcomes = [outcome for block in blocks for outcome in block]
-        yield Delta(whole=True, value=_values(outcomes, partial=call.partial), usage=Usage())
+        places = [place for place in range(len(inputs)) if place not in failed]
+        values = _values(zip(places, outcomes, strict=True), partial=call.partial)
+        yield Delta(whole=True, value=with_failed(values, failed), usage=Usage())
 
     def _ready(self, call: Call) -> Batcher:
         if call.operation is not Operation.PREDICT:
@@ -122,14 +126,21 @@ def build_python(model: ModelSettings, version: VersionSettings, path: Path) -> 
     return PythonBackend(path, name=f"{model.id}@{version.version}", configured=(model.options, version.options))
 
 
-def _values(outcomes: Sequence[Outcome], *, partial: bool) -> list[Any]:
-    """One member for each input: its value, or its error. Raises: the first error, where the call is not partial."""
+def _packed(value: Any, param: str) -> bytes:
+    try:
+        return pack(value)
+    except ValueError as error:
+        raise BadRequest(f"{param} can't be given to the model: {error}.", param=param) from None
+
+
+def _values(outcomes: Iterable[tuple[int, Outcome]], *, partial: bool) -> list[Any]:
+    """The value of each input by its place, or its error. Raises: the first error, where the call is not partial."""
     values: list[Any] = []
-    for place, outcome in enumerate(outcomes):
+    for place, outcome in outcomes:
         error = _error(outcome, f"inputs[{place}]")
         if error is not None and not partial:
             raise error
-        values.append(outcome.value if error is None else error)
+        values.append(unpack(outcome.value) if error is None else error)
     return values
 
 

@@ -1,7 +1,7 @@
 """The model's own process: loads the class, then computes one batch after the other until the gateway ends.
 
-Run as `python -m modelport.backends.python.child FD`, the number of a connected socket. Whatever the model prints goes
-to standard error, which the gateway writes into its log.
+Run as `python -m modelport.backends.python.child FD PARENT`: a connected socket, and whose process ends this one.
+Whatever the model prints goes to standard error, which the gateway writes into its log.
 """
 
 from __future__ import annotations
@@ -20,8 +20,21 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from modelport.backends.python.frames import Batch, Closed, Failed, Load, Loaded, Outcome, Outcomes, receive, send
+from modelport.backends.python.frames import (
+    Batch,
+    Closed,
+    Failed,
+    Load,
+    Loaded,
+    Outcome,
+    Outcomes,
+    pack,
+    receive,
+    send,
+    unpack,
+)
 from modelport.errors import BadRequest
+from modelport.kit.lineage import die_with
 
 
 class Hosted:
@@ -73,13 +86,14 @@ class Hosted:
     def _written(value: Any) -> Outcome:
         """The result as JSON has it, so that what can't be written fails its own input alone."""
         try:
-            return Outcome(value=msgspec.to_builtins(value, enc_hook=_as_builtin))
+            return Outcome(value=pack(msgspec.to_builtins(value, enc_hook=_as_builtin)))
         except (TypeError, ValueError, RecursionError) as error:
             return _broken(f"predict returned what is no JSON: {error}")
 
 
 def main() -> None:
     line = socket.socket(fileno=int(sys.argv[1]))
+    die_with(int(sys.argv[2]))
     threading.Thread(target=_end_with_gateway, daemon=True).start()
     # What the model prints must not be lost, nor held back until the process ends.
     os.dup2(2, 1)
@@ -119,7 +133,7 @@ def _serve(line: socket.socket, hosted: Hosted) -> None:
     while True:
         asked = receive(line)
         assert isinstance(asked, Batch)
-        send(line, Outcomes(hosted.compute(asked.inputs)))
+        send(line, Outcomes(hosted.compute([unpack(packed) for packed in asked.inputs])))
 
 
 def _class_of(module: Any, wanted: str, name: str) -> Any:

@@ -1,5 +1,7 @@
 """What gateway and model's process say to each other: msgpack in frames, never pickle.
 
+Inputs and results are encoded one by one, so that what can't be written fails its own input alone.
+
 A frame is its length in four bytes, little-endian, and so many bytes. Arrays of numpy travel as what they are: dtype,
 shape and bytes; sets, dates and other things that JSON does not have as msgspec writes them.
 """
@@ -13,6 +15,8 @@ from typing import Any
 import msgspec
 
 MAX_FRAME_BYTES = 1 << 30
+# Of one input or result: so many of them as a batch has go into a frame.
+MAX_VALUE_BYTES = 1 << 26
 _LENGTH = struct.Struct("<I")
 
 
@@ -38,15 +42,16 @@ class Failed(msgspec.Struct, tag=True):
 
 
 class Batch(msgspec.Struct, tag=True):
-    """Inputs to be computed together."""
+    """Inputs to be computed together, each as msgpack of its own."""
 
-    inputs: list[Any]
+    inputs: list[bytes]
 
 
 class Outcome(msgspec.Struct):
-    """What became of one input: `value`; or `refused`, which is the caller's to mend; or `broken`, the operator's."""
+    """What became of one input: `value`, as msgpack of its own; or `refused`, which is the caller's to mend; or
+    `broken`, the operator's."""
 
-    value: Any = None
+    value: bytes = b""
     refused: str | None = None
     broken: str | None = None
 
@@ -64,6 +69,21 @@ class Closed(Exception):
 Message = Load | Loaded | Failed | Batch | Outcomes
 _encoder = msgspec.msgpack.Encoder()
 _decode = msgspec.msgpack.Decoder(Message).decode
+
+
+def pack(value: Any) -> bytes:
+    """One input or result. Raises: ValueError that says what can't be written."""
+    try:
+        packed = _encoder.encode(value)
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if len(packed) > MAX_VALUE_BYTES:
+        raise ValueError(f"it has {len(packed):,} bytes, {MAX_VALUE_BYTES:,} are the most")
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    return msgspec.msgpack.decode(packed)
 
 
 def send(line: socket.socket, message: Message, *, encoder: msgspec.msgpack.Encoder = _encoder) -> None:

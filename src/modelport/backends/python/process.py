@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -23,10 +25,16 @@ log = structlog.get_logger("modelport.models")
 _PASSED_ON = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV"})
 _MAX_LINE = 2000
 _END_S = 2.0
+# How often a process that computes is looked at.
+_LOOK_S = 0.2
 
 
 class Died(Exception):
     """The process ended, or was ended, while it computed. The message says how."""
+
+
+class TookTooLong(Died):
+    """It was ended because it computed for too long."""
 
 
 class ModelProcess:
@@ -39,7 +47,7 @@ class ModelProcess:
         self._line, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own program, and numbers
-                [sys.executable, "-m", "modelport.backends.python.child", str(theirs.fileno())],
+                [sys.executable, "-m", "modelport.backends.python.child", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
@@ -75,17 +83,17 @@ class ModelProcess:
         self.end()
         raise UnusablePython(answer.reason if isinstance(answer, Failed) else "its process said what makes no sense")
 
-    def predict(self, inputs: Sequence[Any]) -> list[Outcome]:
-        """One outcome for each input. Raises: Died; TypeError and ValueError for inputs that can't be sent."""
+    def predict(self, inputs: Sequence[bytes]) -> list[Outcome]:
+        """One outcome for each input. Raises: Died."""
         timeout_s = self._options.predict_timeout_s
         self._line.settimeout(timeout_s)
-        began_s = time.monotonic()
         try:
             send(self._line, Batch(list(inputs)))
+            self._await_answer(timeout_s)
             answer = receive(self._line)
         except TimeoutError:
             self.end()
-            raise Died(f"took longer than {time.monotonic() - began_s:.0f} s and was ended") from None
+            raise TookTooLong(f"took longer than {timeout_s:g} s and was ended") from None
         except Closed:
             raise Died(self._how_it_ended()) from None
         if not isinstance(answer, Outcomes) or len(answer.each) != len(inputs):
@@ -93,10 +101,22 @@ class ModelProcess:
             raise Died("said what makes no sense and was ended")
         return answer.each
 
+    def _await_answer(self, timeout_s: float) -> None:
+        """Return when something has arrived. Raises: Closed when the process ends, which the connection does not tell
+        while a process that the model started holds it too; TimeoutError."""
+        until_s = time.monotonic() + timeout_s
+        while not select.select([self._line], [], [], _LOOK_S)[0]:
+            if not self.is_alive:
+                raise Closed("its process ended")
+            if time.monotonic() > until_s:
+                raise TimeoutError
+
     def end(self) -> None:
-        """Be rid of the process. Idempotent; may be called from any thread."""
+        """Be rid of the process, and of those that it started. Idempotent; may be called from any thread."""
         with contextlib.suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
         self._line.close()

@@ -18,8 +18,8 @@ import structlog
 from modelport.backends.protocol import Health, Status
 from modelport.backends.python.frames import Outcome
 from modelport.backends.python.options import PythonOptions, UnusablePython
-from modelport.backends.python.process import Died, ModelProcess
-from modelport.errors import Internal, ModelLoading
+from modelport.backends.python.process import Died, ModelProcess, TookTooLong
+from modelport.errors import ModelLoading
 
 log = structlog.get_logger("modelport.models")
 _FIRST_BACKOFF_S = 0.1
@@ -27,6 +27,8 @@ _MOST_BACKOFF_S = 30.0
 # A process that lived this long was well; its end says nothing about the next start.
 _WELL_AFTER_S = 30.0
 _WATCH_S = 0.25
+# So many times what a batch may take is spent on finding out which of its inputs a process died of.
+_SUSPECT_TIMES = 3
 
 
 class Processes:
@@ -69,41 +71,46 @@ class Processes:
         for process in gone:
             process.end()
 
-    def run(self, blocks: Sequence[Sequence[Any]]) -> list[list[Outcome]]:
-        """Each block's outcomes, computed together.
-
-        Raises: Internal for inputs that can't be sent, ModelLoading while no process can be had.
-        """
+    def run(self, blocks: Sequence[Sequence[bytes]]) -> list[list[Outcome]]:
+        """Each block's outcomes, computed together. Raises: ModelLoading while no process can be had."""
         inputs = [row for block in blocks for row in block]
         outcomes = iter(self._compute(inputs))
         return [[next(outcomes) for _ in block] for block in blocks]
 
-    def _compute(self, inputs: list[Any]) -> list[Outcome]:
+    def _compute(self, inputs: list[bytes]) -> list[Outcome]:
         try:
             return self._once(inputs)
+        except TookTooLong as death:
+            if len(inputs) == 1:
+                return [self._broken(death)]
         except Died as death:
             log.error("model_process_died", model=self._name, how=str(death), inputs=len(inputs))
-            if len(inputs) > 1:
-                return [outcome for value in inputs for outcome in self._survived([value])]
-        return self._survived(inputs)
+        # Others wait meanwhile, so suspects do not get all the time in the world.
+        until_s = time.monotonic() + _SUSPECT_TIMES * self._options.predict_timeout_s
+        return [self._survived(value, until_s) for value in inputs]
 
-    def _survived(self, inputs: list[Any]) -> list[Outcome]:
+    def _survived(self, value: bytes, until_s: float) -> Outcome:
         """The outcome of one input that a process may have died of. A second death is its doing."""
+        if time.monotonic() > until_s:
+            return Outcome(broken="it came with inputs that end the model's process, or take too long")
         try:
-            return self._once(inputs)
+            return self._once([value])[0]
         except Died as death:
-            log.error("model_process_died", model=self._name, how=str(death), inputs=1)
-            return [Outcome(broken=f"the model's process {death}")]
+            return self._broken(death)
 
-    def _once(self, inputs: list[Any]) -> list[Outcome]:
+    def _broken(self, death: Died) -> Outcome:
+        log.error("model_process_died", model=self._name, how=str(death), inputs=1)
+        return Outcome(broken=f"the model's process {death}")
+
+    def _once(self, inputs: list[bytes]) -> list[Outcome]:
         process = self._free.get()
         try:
             if process is None or not process.is_alive:
                 process = self._restart(process)
             return process.predict(inputs)
-        except (TypeError, ValueError) as error:
-            raise Internal(internal=f"inputs of {self._name} can't be sent: {error}") from error
         except Died:
+            # It was well until then, and says nothing about the next one.
+            self._backoff_s = _FIRST_BACKOFF_S
             self._forget(process)
             process = None
             raise
