@@ -100,6 +100,10 @@ class Route:
 
 
 INFER = Route("inference", bound=404)
+# What operators do to a model that there is not.
+NOBODY = Route("admin", good=404, stranger=404, bound=404)
+MODELS, SOME_TIME = "/v1/admin/models", "2026-01-01T00:00:00Z"
+NOWHERE = {"id": "x", "source": "nowhere.onnx"}
 TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/chat/completions"): replace(INFER, body=CHAT),
     ("POST", "/v1/completions"): replace(INFER, body={"model": "sandbox", "prompt": "x"}),
@@ -135,6 +139,22 @@ TABLE: dict[tuple[str, str], Route] = {
     ("GET", "/v1/requests/{call_id}"): Route("usage:read", "/v1/requests/{call}", stranger=404),
     ("GET", "/v1/admin/circuits"): Route("admin"),
     ("GET", "/v1/admin/slo"): Route("admin"),
+    ("GET", MODELS): Route("admin"),
+    ("POST", MODELS): replace(NOBODY, path=MODELS, body=NOWHERE, good=400, stranger=400, bound=400),
+    **{
+        (method, f"{MODELS}/{{model_id:path}}{rest}"): replace(NOBODY, path=f"{MODELS}/nobody{named}", body=body)
+        for method, rest, named, body in (
+            ("GET", "", "", None),
+            ("DELETE", "", "", None),
+            ("GET", "/versions/{version}", "/versions/1", None),
+            ("DELETE", "/versions/{version}", "/versions/1", None),
+            ("PUT", "/versions/{version}/deprecation", "/versions/1/deprecation", {"deprecated_at": SOME_TIME}),
+            ("DELETE", "/versions/{version}/deprecation", "/versions/1/deprecation", None),
+            ("PUT", "/aliases/{alias}", "/aliases/x", {"version": "1"}),
+            ("DELETE", "/aliases/{alias}", "/aliases/x", None),
+            ("POST", "/aliases/{alias}/rollback", "/aliases/x/rollback", None),
+        )
+    },
     ("GET", "/v1/metrics"): Route("admin"),
     ("POST", "/v1/budgets"): Route("billing", body=BUDGET, good=201, stranger=201, bound=201),
     ("GET", "/v1/budgets"): Route("billing"),
@@ -225,7 +245,9 @@ async def test_a_good_key_passes(server: Server, alice: Tenant, names: dict[str,
 @pytest.mark.parametrize("row", OPEN, ids=" ".join)
 async def test_what_is_open_asks_for_no_key_and_looks_at_none(server: Server, row: tuple[str, str]) -> None:
     for key in ("", "nonsense", make_key("live")):
-        assert ask(server, row, {}, key=key).status == 200
+        # The document tells each caller of the models that are open to them, so it looks at a key that is sent.
+        expected = 401 if key and row == ("GET", "/openapi.json") else 200
+        assert ask(server, row, {}, key=key).status == expected
 
 
 WRONG = {

@@ -119,10 +119,14 @@ async def open_platform(settings: Settings, places: Places) -> AsyncIterator[Pla
             metrics=metrics,
             levels=levels,
             registry=registry,
-            experiments=ExperimentService(
-                db, running, VariantModels(catalog), registry, clock=clock, flush=ledger.flush
-            ),
+            experiments=_experiments(db, running, catalog, registry, ledger, clock=clock),
         )
+
+
+def _experiments(
+    db: Database, running: ExperimentBook, catalog: Catalog, registry: Registry, ledger: Ledger, *, clock: Clock
+) -> ExperimentService:
+    return ExperimentService(db, running, VariantModels(catalog), registry, clock=clock, flush=ledger.flush)
 
 
 async def _ledger(stack: AsyncExitStack, settings: Settings, db: Database, *, clock: Clock) -> Ledger:
