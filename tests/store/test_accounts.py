@@ -18,7 +18,7 @@ from modelport.accounts.first_start import FILE_NAME, FirstStart, ensure_first_s
 from modelport.calls import Caller, Limits
 from modelport.db.engine import Database, open_database
 from modelport.db.migrate import migrate
-from modelport.db.schema import metadata, organizations, plans, users
+from modelport.db.schema import metadata, organizations, plans, registry, users
 from modelport.errors import BadRequest, Conflict, NotFound, Unavailable
 from modelport.kit.clock import SystemClock
 from modelport.kit.ids import IdSource
@@ -121,8 +121,9 @@ async def test_a_start_that_died_before_the_commit_left_nothing_behind(any_datab
 
     with pytest.raises(Unavailable):
         await start(any_database, tmp_path, issue_key=dies)
+    # The registry's one row, its revision, is the migrations'.
     for table in metadata.sorted_tables:
-        assert await rows(any_database, table) == []
+        assert table is registry or await rows(any_database, table) == []
     (tmp_path / ".credentials-org_of_a_commit_that_never_came.json").write_text("{}")
     made = await start(any_database, tmp_path)
     assert made is not None
